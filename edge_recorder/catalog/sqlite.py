@@ -1,0 +1,92 @@
+"""
+Which SQLite this process has, and whether it may open a catalog.
+
+WAL needs SQLite 3.51.3: earlier ones can corrupt a database that two connections write and checkpoint at once
+(https://sqlite.org/wal.html#walresetbug). Python's own `sqlite3` is often older, so `pysqlite3`, which bundles a newer
+one, is preferred. With an old SQLite only, a new catalog uses DELETE + EXTRA, and an existing WAL catalog is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from edge_recorder.errors import CatalogBroken, EdgeRecorderError, UnsafeRuntime
+
+driver: Any
+try:
+    from pysqlite3 import dbapi2 as driver
+except ImportError:  # no wheel for this platform
+    driver = sqlite3
+
+WAL_IS_SAFE_SINCE = (3, 51, 3)
+BUSY_TIMEOUT = 5.0  # seconds that SQLite itself waits for another's transaction
+APPLICATION_ID = 0x45526563  # "ERec"
+
+Error: type[Exception] = driver.Error
+
+
+class CatalogBusy(EdgeRecorderError):
+    """SQLite could not take a transaction now: another holds it, or the disk is full. Nothing was changed."""
+
+
+def wal_is_safe(version: tuple[int, ...] | None = None) -> bool:
+    return (version or driver.sqlite_version_info) >= WAL_IS_SAFE_SINCE
+
+
+def connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """Open `path` with the pragmas that the promises rest on. Autocommit: transactions are written out.
+
+    Raises:
+        UnsafeRuntime: The catalog is in WAL mode and this SQLite is too old for that.
+        CatalogBroken: The file is not a catalog, or damaged.
+    """
+    if not wal_is_safe() and path.exists() and _is_wal(path):
+        raise UnsafeRuntime(
+            f"{path} is in WAL mode, and SQLite {driver.sqlite_version} can corrupt that",
+            fix="Install pysqlite3 >= 0.6, or use a Python with SQLite >= 3.51.3",
+        )
+    connection = _open(path, mode="rwc" if create else "rw")
+    try:
+        _check_kind(connection, path)
+        connection.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe() else 'DELETE'}")
+        # NORMAL would lose acknowledged rows at power loss in WAL mode.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if wal_is_safe() else 'EXTRA'}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def translate(error: Exception, path: Path) -> EdgeRecorderError:
+    """Return what a driver's error means for the caller."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in {driver.SQLITE_CORRUPT, driver.SQLITE_NOTADB}:
+        return CatalogBroken(f"{path}: {error}", fix="Run `edge-recorder repair local`")
+    if code in {driver.SQLITE_BUSY, driver.SQLITE_LOCKED, driver.SQLITE_FULL, driver.SQLITE_IOERR, driver.SQLITE_CANTOPEN}:
+        return CatalogBusy(f"{path}: {error}", fix="Free disk space, or wait for the process that holds it")
+    return EdgeRecorderError(f"{path}: {error}")
+
+
+def _open(path: Path, *, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection: sqlite3.Connection = driver.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection.row_factory = driver.Row
+    return connection
+
+
+def _is_wal(path: Path) -> bool:
+    """Ask through SQLite, read-only: reading the file ourselves would drop this process's POSIX locks on it."""
+    connection = _open(path, mode="ro")
+    try:
+        return bool(connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
+    finally:
+        connection.close()
+
+
+def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
+    (kind,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and kind != APPLICATION_ID:
+        raise CatalogBroken(f"{path} is a database, but not a catalog", fix="Choose another data_dir")

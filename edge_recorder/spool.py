@@ -1,0 +1,225 @@
+"""
+The directory tree of a node: where each file of a call is, who writes it, and how much room is left.
+
+    data_dir/
+      node.json                               which node this is
+      catalog.db (and catalog.guard)          the catalog: see catalog/connection.py
+      agent.lock                              the one agent
+      writers/{boot}-{random}.lock            one per recorder, locked for its life
+      spool/{yyyy}/{mm}/{dd}/{call_id}/       one call, by the date of its start (UTC)
+        journal.jsonl                         its facts
+        {track}-{seq:06d}.wav                 a sealed segment; .wav.part until then
+
+A name says all that it is: no table is needed to find a call's files or to know what a file holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from edge_recorder import durable
+from edge_recorder.errors import DataDirError, LockHeld
+from edge_recorder.model import Instant
+
+JOURNAL = "journal.jsonl"
+SEALED = ".wav"
+PART = ".wav.part"
+NODE_FORMAT = 1
+
+_SEGMENT_NAME = re.compile(r"(?P<track>[a-z0-9_]{1,32})-(?P<seq>[0-9]{6,})(?P<suffix>\.wav|\.wav\.part)")
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph", "glusterfs", "fuse.glusterfs", "afs", "lustre"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """What a segment file's name says."""
+
+    path: Path
+    track: str
+    seq: int
+    sealed: bool
+
+
+def call_dir(data_dir: Path, call_id: str, started_at: Instant) -> Path:
+    day = datetime.fromtimestamp(started_at / 1_000_000, UTC)
+    return data_dir / "spool" / f"{day:%Y}" / f"{day:%m}" / f"{day:%d}" / call_id
+
+
+def segment_path(directory: Path, track: str, seq: int) -> Path:
+    """Return where the sealed segment is, in its call's `directory`."""
+    return directory / f"{track}-{seq:06d}{SEALED}"
+
+
+def part_path(sealed: Path) -> Path:
+    return sealed.with_name(sealed.name + ".part")
+
+
+def segment_files(directory: Path) -> list[SegmentFile]:
+    """Return the segment files of a call's `directory`, by name; whatever else is there is left out."""
+    found = []
+    for path in sorted(directory.iterdir()):
+        if match := _SEGMENT_NAME.fullmatch(path.name):
+            found.append(SegmentFile(path, match["track"], int(match["seq"]), match["suffix"] == SEALED))
+    return found
+
+
+def call_dirs(data_dir: Path) -> Iterator[Path]:
+    """Yield the directory of every call, oldest day first."""
+    yield from sorted((data_dir / "spool").glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]/*-*-*-*-*"))
+
+
+def free_bytes(data_dir: Path) -> int:
+    """Return the bytes that an ordinary user may still write."""
+    room = os.statvfs(data_dir)
+    return room.f_bavail * room.f_frsize
+
+
+def prepare(data_dir: Path) -> str:
+    """Make `data_dir` ready to record into, and return its node_id, made when it is first opened.
+
+    Raises:
+        DataDirError: It cannot be written, or is on a network file system.
+    """
+    try:
+        durable.make_dirs(data_dir.absolute())
+        _refuse_network(data_dir)
+        durable.make_dirs(data_dir.absolute() / "spool")
+        durable.make_dirs(data_dir.absolute() / "writers")
+        if not (data_dir / "node.json").exists():
+            _make_node(data_dir)
+    except OSError as error:
+        raise DataDirError(
+            f"cannot keep recordings in {data_dir}: {error.strerror or error}",
+            fix="Choose a writable directory on a local disk as node.data_dir",
+        ) from error
+    return node_id(data_dir)
+
+
+def node_id(data_dir: Path) -> str:
+    """Return which node `data_dir` is.
+
+    Raises:
+        DataDirError: It was never prepared, or its node.json is damaged.
+    """
+    try:
+        return str(json.loads((data_dir / "node.json").read_bytes())["node_id"])
+    except FileNotFoundError:
+        raise DataDirError(f"{data_dir} is not a recorder's data_dir", fix="Check node.data_dir") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataDirError(f"{data_dir / 'node.json'} cannot be read: {error}", fix="Restore it: it says which node this is") from error
+
+
+@contextmanager
+def agent_lock(data_dir: Path) -> Iterator[None]:
+    """Be the one agent of `data_dir`.
+
+    Raises:
+        LockHeld: Another agent is at work there.
+    """
+    fd = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise LockHeld(f"another agent is at work in {data_dir}", fix="Let it finish, or stop it") from None
+    finally:
+        os.close(fd)
+
+
+class WriterLock:
+    """The lock of one recorder, held for its life: while it is, nobody salvages what that recorder writes."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.name = f"{boot_id()}-{secrets.token_hex(4)}"
+        self._path = _writer_path(data_dir, self.name)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def release(self) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+@contextmanager
+def taken_over(data_dir: Path, writer: str) -> Iterator[bool]:
+    """Hold the lock of a dead `writer` while its files are salvaged. Yields False where it is alive."""
+    try:
+        fd = os.open(_writer_path(data_dir, writer), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True  # it closed in order, or was cleared away after its death
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def writers(data_dir: Path) -> list[str]:
+    """Return the writers that have a lock file, alive or not."""
+    return sorted(path.stem for path in (data_dir / "writers").glob("*.lock"))
+
+
+def clear_writer(data_dir: Path, writer: str) -> None:
+    """Remove the lock file of a dead writer whose calls are all closed."""
+    _writer_path(data_dir, writer).unlink(missing_ok=True)
+
+
+def boot_id() -> str:
+    """Return a short id of this boot of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")[:12]
+    except OSError:  # not Linux
+        return "noboot"
+
+
+def _writer_path(data_dir: Path, writer: str) -> Path:
+    return data_dir / "writers" / f"{writer}.lock"
+
+
+def _make_node(data_dir: Path) -> None:
+    node = {"format": NODE_FORMAT, "node_id": str(uuid4()), "label": socket.gethostname()}
+    try:
+        durable.create_new(data_dir / "node.json", json.dumps(node).encode())
+    except FileExistsError:
+        return  # another process was first: that node it is
+
+
+def _refuse_network(data_dir: Path) -> None:
+    kind = _file_system(data_dir)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise DataDirError(
+            f"{data_dir} is on a network file system ({kind}), where SQLite's locks do not hold",
+            fix="Choose a directory on a local disk as node.data_dir",
+        )
+
+
+def _file_system(path: Path) -> str:
+    """Return the kind of the file system that `path` is on, as /proc/mounts names it; empty where there is none."""
+    target, best = str(path.resolve()), ("", "")
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:  # not Linux
+        return ""
+    for line in mounts:
+        _, point, kind, *_ = line.split(" ")
+        where = point.replace("\\040", " ").rstrip("/") + "/"
+        if (target + "/").startswith(where) and len(where) >= len(best[0]):
+            best = (where, kind)
+    return best[1]
