@@ -1,0 +1,1 @@
+"""The agent's and the centre's commands, each found by its entry point."""
