@@ -11,8 +11,10 @@ A crash between the steps of `replace_with` leaves
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
+import sys
 from pathlib import Path
 
 DIRECTORY_MODE = 0o750
@@ -21,7 +23,10 @@ FILE_MODE = 0o640
 
 def sync_data(fd: int) -> None:
     """Make the data of `fd`, and its length, survive power loss."""
-    _fdatasync(fd)
+    if sys.platform == "darwin":  # its fsync leaves the data in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
 
 
 def fsync_dir(path: Path) -> None:
@@ -40,12 +45,6 @@ def make_dirs(path: Path) -> None:
     make_dirs(path.parent)
     path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     fsync_dir(path.parent)
-
-
-def rename(source: Path, target: Path) -> None:
-    """Rename durably within one directory. The file's own data must already be synced."""
-    source.rename(target)
-    fsync_dir(target.parent)
 
 
 def replace_with(path: Path, data: bytes) -> None:
@@ -100,13 +99,3 @@ def write_all(fd: int, data: bytes | memoryview, *, at: int | None = None) -> No
             raise OSError(errno.EIO, "the disk took no bytes")
         view = view[done:]
         at = None if at is None else at + done
-
-
-# macOS has no fdatasync, and its fsync leaves the data in the drive's cache.
-if hasattr(os, "fdatasync"):
-    _fdatasync = os.fdatasync
-else:
-    import fcntl
-
-    def _fdatasync(fd: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)

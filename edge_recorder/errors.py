@@ -107,3 +107,7 @@ class CatalogBroken(EdgeRecorderError):
     """SQLite says that the catalog's file is damaged or not a catalog."""
 
     exit_code = Exit.INTEGRITY
+
+
+class CatalogBusy(EdgeRecorderError):
+    """SQLite could not take a transaction now: another holds it, or the disk is full. Nothing was changed."""

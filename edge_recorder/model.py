@@ -2,7 +2,7 @@
 The facts of a recording: one frozen value per entity, and how their identities are derived.
 
 Times of day are `Instant`s (microseconds since 1970, UTC); places on a call's timeline are seconds from its start, or
-samples of a track. Identity is derived, never allocated twice: the same fact gets the same id wherever it is made again.
+samples of a track. Identity is derived, never allocated twice: the same fact gets the same id wherever it is made.
 What the tables, triggers, journal lines, push payloads and the centre's columns look like follows from these classes by
 way of `catalog/entities.py`.
 """
@@ -44,6 +44,7 @@ class SpanKind(StrEnum):
 
     GAP = "gap"  # audio that could not be recorded, with the reason
     LATE = "late"  # audio that came for samples already written
+    UNHEARD = "unheard"  # handed to the speaker, but the call ended before it was heard
     UNVERIFIED = "unverified"  # salvaged from past the last fsync
 
 
@@ -183,6 +184,22 @@ def segment_id(call_id: str, track: str, seq: int) -> str:
 
 def span_id(call_id: str, n: int) -> str:
     return str(uuid5(UUID(call_id), f"span/{n}"))
+
+
+def new_span(
+    call_id: str, n: int, kind: SpanKind, track: str | None, *, start_s: float, end_s: float, reason: str
+) -> Span:
+    """Return the `n`-th span of a call."""
+    return Span(
+        span_id=span_id(call_id, n),
+        call_id=call_id,
+        n=n,
+        track=track,
+        kind=kind,
+        start_s=start_s,
+        end_s=end_s,
+        reason=reason,
+    )
 
 
 def message_id(call_id: str, n: int) -> str:

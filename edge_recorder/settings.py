@@ -54,7 +54,9 @@ class Capture(Section):
     fsync_interval: float = Field(default=1.0, gt=0, le=60, description="seconds until audio survives power loss")
     late_window: float = Field(default=2.0, ge=0, le=60, description="seconds after its cut that a segment stays open")
     segment_seconds: int = Field(default=30, ge=1, le=300, description="seconds of audio in one segment")
-    mixed_rate: int = Field(default=0, ge=0, le=192_000, description="Hz of the mixed track; 0: the highest of its tracks")
+    mixed_rate: int = Field(
+        default=0, ge=0, le=192_000, description="Hz of the mixed track; 0: the highest of its tracks"
+    )
     queue_seconds: float = Field(default=30.0, gt=0, description="seconds of audio a call may queue before it is a gap")
     queue_bytes: int = Field(default=256 * MIB, gt=0, description="bytes all calls of a process may queue")
 
@@ -62,7 +64,9 @@ class Capture(Section):
 class Disk(Section):
     """What to do as the disk fills."""
 
-    low_water: int = Field(default=512 * MIB, ge=0, description="free bytes below which new calls keep facts, not audio")
+    low_water: int = Field(
+        default=512 * MIB, ge=0, description="free bytes below which new calls keep facts, not audio"
+    )
 
 
 class Store(Section):
@@ -89,16 +93,24 @@ class Central(Section):
 class Sync(Section):
     """The agent's rhythm."""
 
-    interval: float = Field(default=5.0, gt=0, description="seconds between passes of `sync --watch` when nothing wakes it")
-    scan_interval: float = Field(default=60.0, gt=0, description="seconds between scans of the spool for what the watcher missed")
-    max_backoff: float = Field(default=900.0, gt=0, description="the longest wait in seconds before a destination is tried again")
+    interval: float = Field(
+        default=5.0, gt=0, description="seconds between passes of `sync --watch` when nothing wakes it"
+    )
+    scan_interval: float = Field(
+        default=60.0, gt=0, description="seconds between scans of the spool for what the watcher missed"
+    )
+    max_backoff: float = Field(
+        default=900.0, gt=0, description="the longest wait in seconds before a destination is tried again"
+    )
     heartbeat: float = Field(default=60.0, gt=0, description="seconds between reports of health to the centre")
 
 
 class Log(Section):
     """What the commands log, to standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least severe line shown")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least severe line shown"
+    )
 
 
 class Settings(Section):
@@ -144,19 +156,27 @@ class Settings(Section):
 
     def require_store(self) -> Store:
         if self.store is None:
-            raise SettingsError("store.url is not set", fix='Add `[store]` with `url = "s3://bucket/prefix"` or "file:///dir"')
+            raise SettingsError(
+                "store.url is not set", fix='Add `[store]` with `url = "s3://bucket/prefix"` or "file:///dir"'
+            )
         return self.store
 
     def require_central(self) -> Central:
         if self.central is None:
-            raise SettingsError("central.dsn is not set", fix="Add `[central]` with the DSN that `central add-fleet` printed")
+            raise SettingsError(
+                "central.dsn is not set", fix="Add `[central]` with the DSN that `central add-fleet` printed"
+            )
         return self.central
 
 
 def search_path(environ: Mapping[str, str] = os.environ) -> list[Path]:
     """Return where a settings file is looked for, first match first."""
     config_home = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")  # noqa: PTH118 (no expansion wanted)
-    return [Path("config.toml"), Path(config_home, "edge-recorder", "config.toml"), Path("/etc/edge-recorder/config.toml")]
+    return [
+        Path("config.toml"),
+        Path(config_home, "edge-recorder", "config.toml"),
+        Path("/etc/edge-recorder/config.toml"),
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -169,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield (section, key, value) for each of our variables. A name that fits no section is kept, so that it is refused."""
+    """Yield (section, key, value) for each of our variables. One that fits no section is kept: it is refused."""
     for name, value in sorted(environ.items()):
         if not name.startswith(ENV_PREFIX):
             continue
@@ -186,7 +206,9 @@ def _secret(name: str, path: str) -> str:
     try:
         return Path(path).read_text().strip()
     except OSError as error:
-        raise SettingsError(f"{name}: cannot read {path}: {error.strerror}", fix="Check the path and its permissions") from None
+        raise SettingsError(
+            f"{name}: cannot read {path}: {error.strerror}", fix="Check the path and its permissions"
+        ) from None
 
 
 def _explain(error: ValidationError) -> str:

@@ -69,11 +69,8 @@ def part_path(sealed: Path) -> Path:
 
 def segment_files(directory: Path) -> list[SegmentFile]:
     """Return the segment files of a call's `directory`, by name; whatever else is there is left out."""
-    found = []
-    for path in sorted(directory.iterdir()):
-        if match := _SEGMENT_NAME.fullmatch(path.name):
-            found.append(SegmentFile(path, match["track"], int(match["seq"]), match["suffix"] == SEALED))
-    return found
+    named = ((path, _SEGMENT_NAME.fullmatch(path.name)) for path in sorted(directory.iterdir()))
+    return [SegmentFile(path, m["track"], int(m["seq"]), m["suffix"] == SEALED) for path, m in named if m]
 
 
 def call_dirs(data_dir: Path) -> Iterator[Path]:
@@ -119,7 +116,9 @@ def node_id(data_dir: Path) -> str:
     except FileNotFoundError:
         raise DataDirError(f"{data_dir} is not a recorder's data_dir", fix="Check node.data_dir") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataDirError(f"{data_dir / 'node.json'} cannot be read: {error}", fix="Restore it: it says which node this is") from error
+        raise DataDirError(
+            f"{data_dir / 'node.json'} cannot be read: {error}", fix="Restore it: it says which node this is"
+        ) from error
 
 
 @contextmanager
@@ -131,10 +130,9 @@ def agent_lock(data_dir: Path) -> Iterator[None]:
     """
     fd = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _try_lock(fd):
+            raise LockHeld(f"another agent is at work in {data_dir}", fix="Let it finish, or stop it")
         yield
-    except BlockingIOError:
-        raise LockHeld(f"another agent is at work in {data_dir}", fix="Let it finish, or stop it") from None
     finally:
         os.close(fd)
 
@@ -155,20 +153,24 @@ class WriterLock:
 
 @contextmanager
 def taken_over(data_dir: Path, writer: str) -> Iterator[bool]:
-    """Hold the lock of a dead `writer` while its files are salvaged. Yields False where it is alive."""
+    """Hold the lock of a dead `writer` while its files are mended. Yields False where it lives or is taken."""
+    path = _writer_path(data_dir, writer)
+    left_behind = path.exists()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
     try:
-        fd = os.open(_writer_path(data_dir, writer), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield True  # it closed in order, or was cleared away after its death
-        return
+        yield _try_lock(fd) and path.exists()
+    finally:
+        if not left_behind:
+            path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(fd)
+        return False
+    return True
 
 
 def writers(data_dir: Path) -> list[str]:
@@ -179,6 +181,16 @@ def writers(data_dir: Path) -> list[str]:
 def clear_writer(data_dir: Path, writer: str) -> None:
     """Remove the lock file of a dead writer whose calls are all closed."""
     _writer_path(data_dir, writer).unlink(missing_ok=True)
+
+
+def to_quarantine(data_dir: Path, path: Path, note: str) -> Path:
+    """Move a file that is not what its name says out of the spool, with a note of why. It is never deleted."""
+    target = data_dir / "quarantine" / path.parent.name / path.name
+    durable.make_dirs(target.parent)
+    durable.replace_with(target.with_name(target.name + ".txt"), f"{note}\nfrom {path}\n".encode())
+    path.rename(target)
+    durable.fsync_dir(target.parent)
+    return target
 
 
 def boot_id() -> str:

@@ -5,8 +5,8 @@ Whoever has something to store or to read puts it in the owner's queue and await
 there, commits it as one transaction, each caller's part in a savepoint of its own, and answers; a caller that is
 cancelled changes nothing about that. No transaction stays open across anything but SQLite.
 
-Every process holds `catalog.guard` shared while its connection is open. Who must be alone (to create, to migrate, to set
-a broken catalog aside) locks `catalog.request`: before each commit the owner looks for it, and at the inode of
+Every process holds `catalog.guard` shared while its connection is open. Who must be alone (to create, to migrate, to
+set a broken catalog aside) locks `catalog.request`: before each commit the owner looks for it, and at the inode of
 `catalog.db`; if either moved, it closes, lets go, and opens again. A commit into a renamed catalog would succeed, into
 nowhere.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +26,13 @@ from typing import Any, Self
 import aiosqlite
 
 from edge_recorder.catalog import migrate, sqlite
-from edge_recorder.catalog.statements import statement
+from edge_recorder.catalog.statements import Statement, statement
 from edge_recorder.errors import EdgeRecorderError, NoCatalog
 
 GROUP_LIMIT = 200  # statements committed at once
 LOOK_INTERVAL = 1.0  # seconds after which an idle owner looks whether another wants to be alone
 
 Row = dict[str, Any]
-Statement = tuple[str, Mapping[str, Any]]  # a name of statements.sql, and its values
 
 
 def catalog_path(data_dir: Path) -> Path:
@@ -55,7 +54,9 @@ class Catalog:
     `node_id` and `epoch` say whose catalog it is, and which life of it.
     """
 
-    def __init__(self, data_dir: Path, *, create_for: str | None, pause: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(
+        self, data_dir: Path, *, create_for: str | None = None, pause: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self.path = catalog_path(data_dir)
         self.node_id = ""
         self.epoch = ""
@@ -86,11 +87,16 @@ class Catalog:
             CatalogBusy: Another process held it for too long, or the disk is full.
         """
         catalog = cls(data_dir, create_for=create_for, pause=pause)
-        await catalog._connect()
-        catalog._owner = asyncio.create_task(catalog._serve(), name="catalog owner")
+        await catalog.start()
         return catalog
 
-    async def write(self, name: str, **values: Any) -> int:
+    async def start(self) -> None:
+        """Open the catalog, if it is not open; errors are those of `open`."""
+        if self._owner is None:
+            await self._connect()
+            self._owner = asyncio.create_task(self._serve(), name="catalog owner")
+
+    async def write(self, name: str, /, **values: Any) -> int:
         """Commit one statement and return how many rows it changed."""
         (changed,) = await self.write_all([(name, values)])
         return changed
@@ -99,12 +105,12 @@ class Catalog:
         """Commit `statements` together: all of them or none. Durable when it returns."""
         return [int(count) for count in await self._submit(statements, reads=False)]
 
-    async def fetch(self, name: str, **values: Any) -> list[Row]:
+    async def fetch(self, name: str, /, **values: Any) -> list[Row]:
         """Return the rows of one query. It never sees what is not committed."""
         rows: list[Row] = await self._submit([(name, values)], reads=True)
         return rows
 
-    async def fetch_one(self, name: str, **values: Any) -> Row | None:
+    async def fetch_one(self, name: str, /, **values: Any) -> Row | None:
         rows = await self.fetch(name, **values)
         return rows[0] if rows else None
 

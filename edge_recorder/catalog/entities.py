@@ -33,11 +33,14 @@ class Entity:
     model: type[Any]
     key: str
     data_class: str
-    quiet: frozenset[str] = frozenset()  # columns that travel with the row, but whose change alone owes the centre nothing
+    quiet: frozenset[str] = (
+        frozenset()
+    )  # columns that travel with the row, but whose change alone owes the centre nothing
+    open_while: str | None = None  # the condition under which a row may still change; a terminal state is never left
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return _columns(self.model)
+        return _columns(self)
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -49,12 +52,20 @@ class Entity:
 
     def value(self, row: dict[str, Any]) -> Any:
         """Make the value of `row`; what a newer release wrote beside the known columns is left out."""
-        return self.model(**{column.name: row[column.name] for column in self.columns if column.name in row})
+        return self.model(**self.payload(row))
+
+    def payload(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the columns of a catalog's `row` that the centre is told, as they are in JSON.
+
+        SQLite has no boolean; `json` and `exact` columns stay the text that they are, which the centre casts.
+        """
+        known = [column for column in self.columns if column.name in row]
+        return {c.name: bool(row[c.name]) if c.kind == "boolean" else row[c.name] for c in known}
 
 
 # Parents before children: the order in which rows travel.
 ENTITIES: tuple[Entity, ...] = (
-    Entity(table="calls", model=Call, key="call_id", data_class="call"),
+    Entity(table="calls", model=Call, key="call_id", data_class="call", open_while="state = 'live'"),
     Entity(table="segments", model=Segment, key="segment_id", data_class="audio"),
     Entity(table="spans", model=Span, key="span_id", data_class="audio"),
     Entity(table="messages", model=Message, key="message_id", data_class="message"),
@@ -74,9 +85,9 @@ _KINDS = {str: "text", int: "integer", float: "real", bool: "boolean"}
 
 
 @cache
-def _columns(model: type[Any]) -> tuple[Column, ...]:
-    hints = typing.get_type_hints(model, include_extras=True)
-    return tuple(_column(field.name, hints[field.name]) for field in fields(model))
+def _columns(entity: Entity) -> tuple[Column, ...]:
+    hints = typing.get_type_hints(entity.model, include_extras=True)
+    return tuple(_column(field.name, hints[field.name]) for field in fields(entity.model))
 
 
 def _column(name: str, hint: Any) -> Column:

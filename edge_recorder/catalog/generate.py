@@ -19,7 +19,8 @@ def triggers() -> str:
 
 def _triggers(entity: Entity) -> str:
     moved = "\n    OR ".join(f"new.{column} IS NOT old.{column}" for column in entity.watched)
-    note = f"INSERT INTO changes (entity, entity_id, call_id, op) VALUES ('{entity.table}', new.{entity.key}, new.call_id, 'put');"
+    row = f"'{entity.table}', new.{entity.key}, new.call_id, 'put'"
+    note = f"INSERT INTO changes (entity, entity_id, call_id, op) VALUES ({row});"
     return f"""
 CREATE TRIGGER {entity.table}_inserted AFTER INSERT ON {entity.table}
 BEGIN
@@ -40,4 +41,7 @@ def upsert(entity: Entity) -> str:
     into = ", ".join(names)
     values = ", ".join(f":{name}" for name in names)
     sets = ", ".join(f"{name} = excluded.{name}" for name in names if name != entity.key)
-    return f"INSERT INTO {entity.table} ({into}) VALUES ({values}) ON CONFLICT ({entity.key}) DO UPDATE SET {sets}"
+    guard = f" WHERE {entity.table}.{entity.open_while}" if entity.open_while else ""
+    return (
+        f"INSERT INTO {entity.table} ({into}) VALUES ({values}) ON CONFLICT ({entity.key}) DO UPDATE SET {sets}{guard}"
+    )

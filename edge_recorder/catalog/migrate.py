@@ -24,7 +24,7 @@ _HERE = Path(__file__).parent
 _MIGRATIONS = _HERE / "migrations"
 
 
-class NotCurrent(Exception):  # noqa: N818 (a signal between these two files, never an operator's error)
+class NotCurrent(Exception):
     """The catalog must be made or migrated before it is opened."""
 
 
@@ -56,7 +56,9 @@ def open_current(path: Path) -> sqlite3.Connection:
         return connection
     connection.close()
     if version > SCHEMA_VERSION:
-        raise UnsafeRuntime(f"{path} has schema {version}, and this release knows {SCHEMA_VERSION}", fix="Upgrade edge-recorder")
+        raise UnsafeRuntime(
+            f"{path} has schema {version}, and this release knows {SCHEMA_VERSION}", fix="Upgrade edge-recorder"
+        )
     raise NotCurrent
 
 
@@ -67,7 +69,9 @@ def bring_up_to_date(path: Path, *, create_for: str | None) -> None:
         NoCatalog: There is none, and `create_for` is None.
     """
     if not path.exists() and create_for is None:
-        raise NoCatalog(f"{path} does not exist", fix="Check node.data_dir; `edge-recorder repair local` rebuilds a lost catalog")
+        raise NoCatalog(
+            f"{path} does not exist", fix="Check node.data_dir; `edge-recorder repair local` rebuilds a lost catalog"
+        )
     with _locked(request_path(path), remove=True):
         if path.exists() and _is_current(path):
             return  # another process did it while we waited for our turn

@@ -9,26 +9,27 @@ one, is preferred. With an old SQLite only, a new catalog uses DELETE + EXTRA, a
 from __future__ import annotations
 
 import sqlite3
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edge_recorder.errors import CatalogBroken, EdgeRecorderError, UnsafeRuntime
+from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, UnsafeRuntime
 
-driver: Any
-try:
-    from pysqlite3 import dbapi2 as driver
-except ImportError:  # no wheel for this platform
-    driver = sqlite3
+
+def _driver() -> Any:
+    try:
+        return import_module("pysqlite3.dbapi2")
+    except ImportError:  # no wheel for this platform
+        return sqlite3
+
+
+driver = _driver()
 
 WAL_IS_SAFE_SINCE = (3, 51, 3)
 BUSY_TIMEOUT = 5.0  # seconds that SQLite itself waits for another's transaction
 APPLICATION_ID = 0x45526563  # "ERec"
 
 Error: type[Exception] = driver.Error
-
-
-class CatalogBusy(EdgeRecorderError):
-    """SQLite could not take a transaction now: another holds it, or the disk is full. Nothing was changed."""
 
 
 def wal_is_safe(version: tuple[int, ...] | None = None) -> bool:
@@ -64,7 +65,13 @@ def translate(error: Exception, path: Path) -> EdgeRecorderError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in {driver.SQLITE_CORRUPT, driver.SQLITE_NOTADB}:
         return CatalogBroken(f"{path}: {error}", fix="Run `edge-recorder repair local`")
-    if code in {driver.SQLITE_BUSY, driver.SQLITE_LOCKED, driver.SQLITE_FULL, driver.SQLITE_IOERR, driver.SQLITE_CANTOPEN}:
+    if code in {
+        driver.SQLITE_BUSY,
+        driver.SQLITE_LOCKED,
+        driver.SQLITE_FULL,
+        driver.SQLITE_IOERR,
+        driver.SQLITE_CANTOPEN,
+    }:
         return CatalogBusy(f"{path}: {error}", fix="Free disk space, or wait for the process that holds it")
     return EdgeRecorderError(f"{path}: {error}")
 

@@ -11,62 +11,61 @@ VALUES (:object_id, :call_id, :state, :pcm_sha256)
 ON CONFLICT (object_id) DO NOTHING
 
 -- name: objects.due
--- Owed objects whose time has come, oldest call first, with what is needed to name and describe their files.
-SELECT o.object_id, o.call_id, o.state, o.store_url, o.key, o.format, o.attempts, o.pcm_sha256,
-       s.track, s.seq, s.first_sample, s.frames, s.rate, s.started_at, c.started_at AS call_started_at
+-- Owed objects of one store, or of none yet, whose time has come, with what is needed to name and describe their files.
+-- Those put back last come last; rowid is the order in which they were sealed. A time too far ahead is of a clock that was set back.
+SELECT s.*, o.object_id, o.state, o.store_url, o.key, o.format, o.attempts, c.started_at AS call_started_at
 FROM objects AS o
 JOIN segments AS s ON s.segment_id = o.object_id
 JOIN calls AS c ON c.call_id = o.call_id
-WHERE o.state IN ('unknown', 'pending') AND o.next_attempt_at <= :now
-ORDER BY o.next_attempt_at, o.object_id
+WHERE o.state IN ('unknown', 'pending') AND NOT o.next_attempt_at BETWEEN :now + 1 AND :latest
+  AND (o.store_url IS NULL OR o.store_url = :store_url)
+ORDER BY o.next_attempt_at, o.rowid
 LIMIT :limit
 
 -- name: objects.place
 -- Where the object goes is fixed before its first request, so that a changed setting never stores it twice.
 UPDATE objects SET store_url = :store_url, key = :key, format = :format
-WHERE object_id = :object_id AND state IN ('unknown', 'pending') AND store_url IS NULL
+WHERE object_id = :id AND state IN ('unknown', 'pending') AND store_url IS NULL
 
 -- name: objects.mark_missing
 -- unknown --> pending: the store does not have it.
-UPDATE objects SET state = 'pending' WHERE object_id = :object_id AND state = 'unknown'
+UPDATE objects SET state = 'pending' WHERE object_id = :id AND state = 'unknown'
 
 -- name: objects.mark_stored
 -- unknown, pending --> stored: the store holds the file with these hashes.
 UPDATE objects
 SET state = 'stored', file_bytes = :file_bytes, file_sha256 = :file_sha256, stored_at = :now,
     attempts = 0, error_class = NULL, last_error = NULL
-WHERE object_id = :object_id AND state IN ('unknown', 'pending')
+WHERE object_id = :id AND state IN ('unknown', 'pending') AND store_url IS NOT NULL
 
 -- name: objects.defer
--- The object's own failure, or its destination's: tried again at `next_attempt_at`.
+-- unknown, pending: tried again at `next_attempt_at`, for its own failure (counted) or its destination's (not).
 UPDATE objects
 SET attempts = :attempts, next_attempt_at = :next_attempt_at, error_class = :error_class, last_error = :last_error
-WHERE object_id = :object_id AND state IN ('unknown', 'pending')
+WHERE object_id = :id AND state IN ('unknown', 'pending') AND attempts = :tried
 
 -- name: objects.quarantine
 -- unknown, pending --> quarantined: kept, shown, and no longer tried.
 UPDATE objects
-SET state = 'quarantined', attempts = :attempts, error_class = :error_class, last_error = :last_error
-WHERE object_id = :object_id AND state IN ('unknown', 'pending')
+SET state = 'quarantined', attempts = :tried + 1, error_class = :error_class, last_error = :last_error
+WHERE object_id = :id AND state IN ('unknown', 'pending') AND attempts = :tried
 
 -- name: objects.take_receipt
 -- The centre holds the row that says that the object is stored.
 UPDATE objects SET receipt_at = :now WHERE object_id = :object_id AND state = 'stored' AND receipt_at IS NULL
 
+-- name: objects.take_held
+-- The same, where the centre was asked what it holds: only if that is what we stored.
+UPDATE objects SET receipt_at = :now
+WHERE object_id = :object_id AND state = 'stored' AND receipt_at IS NULL
+  AND (store_url, key, file_sha256, pcm_sha256, file_bytes) IS (:store_url, :key, :file_sha256, :pcm_sha256, :file_bytes)
+
 -- name: objects.without_receipt
--- Stored objects whose change was pushed, but for which no receipt came back.
+-- Stored objects for which no receipt came back; the centre is asked about them.
 SELECT object_id FROM objects WHERE state = 'stored' AND receipt_at IS NULL LIMIT :limit
 
 -- name: objects.counts
 SELECT state, count(*) AS count, count(receipt_at) AS receipts FROM objects GROUP BY state
-
--- name: objects.next_due
--- When the next owed object's time comes, or NULL.
-SELECT min(next_attempt_at) AS at FROM objects WHERE state IN ('unknown', 'pending')
-
--- name: objects.oldest_owed
--- The start of the oldest audio that exists on this node alone, or NULL.
-SELECT min(s.started_at) AS at FROM objects AS o JOIN segments AS s ON s.segment_id = o.object_id WHERE o.state <> 'stored'
 
 -- name: objects.problems
 -- What waits for a person, or was refused last time.
@@ -75,10 +74,56 @@ WHERE last_error IS NOT NULL ORDER BY state DESC, object_id LIMIT :limit
 
 -- name: changes.pending
 -- The next changes that the centre has not taken.
-SELECT seq, entity, entity_id, call_id, op FROM changes WHERE seq > :cursor ORDER BY seq LIMIT :limit
+SELECT seq, entity, entity_id FROM changes WHERE seq > :cursor AND seq <= :last ORDER BY seq LIMIT :limit
 
 -- name: changes.last
 SELECT coalesce(max(seq), 0) AS seq FROM changes
+
+-- name: changes.calls
+-- The rows that changes speak of, in their current state; one statement for each entity.
+SELECT * FROM calls WHERE call_id IN (SELECT value FROM json_each(:ids))
+
+-- name: changes.segments
+SELECT * FROM segments WHERE segment_id IN (SELECT value FROM json_each(:ids))
+
+-- name: changes.spans
+SELECT * FROM spans WHERE span_id IN (SELECT value FROM json_each(:ids))
+
+-- name: changes.messages
+SELECT * FROM messages WHERE message_id IN (SELECT value FROM json_each(:ids))
+
+-- name: changes.usage
+SELECT * FROM usage WHERE usage_id IN (SELECT value FROM json_each(:ids))
+
+-- name: changes.objects
+SELECT * FROM objects WHERE object_id IN (SELECT value FROM json_each(:ids))
+
+-- name: backlog
+-- What is still owed, and what of it would be lost with this disk. Where the push leg stands is its own row of agent_state.
+WITH
+    push AS (SELECT coalesce((SELECT value ->> '$.cursor' FROM agent_state WHERE name = 'push'), 0) AS cursor),
+    owed AS (
+        SELECT count(*) AS objects, coalesce(sum(2 * s.frames), 0) AS bytes, min(s.started_at) AS oldest,
+               count(*) FILTER (WHERE o.store_url <> :store_url) AS elsewhere
+        FROM objects AS o LEFT JOIN segments AS s ON s.segment_id = o.object_id
+        WHERE o.state IN ('unknown', 'pending')
+    ),
+    aside AS (
+        SELECT count(*) AS objects, min(s.started_at) AS oldest
+        FROM objects AS o LEFT JOIN segments AS s ON s.segment_id = o.object_id
+        WHERE o.state = 'quarantined'
+    ),
+    next AS (
+        SELECT c.started_at FROM changes AS x JOIN calls AS c ON c.call_id = x.call_id
+        WHERE x.seq > (SELECT cursor FROM push) ORDER BY x.seq LIMIT 1
+    )
+SELECT (SELECT count(*) FROM calls WHERE state = 'live') AS live_calls,
+       (SELECT coalesce(max(seq), 0) FROM changes) - push.cursor AS changes,
+       owed.objects, owed.bytes, owed.elsewhere, aside.objects AS quarantined,
+       (SELECT count(*) FROM objects WHERE state = 'stored' AND receipt_at IS NULL) AS without_receipt,
+       min(coalesce(owed.oldest, aside.oldest), coalesce(aside.oldest, owed.oldest)) AS oldest_audio,
+       (SELECT started_at FROM next) AS oldest_fact
+FROM push, owed, aside
 
 -- name: agent_state.get
 SELECT value FROM agent_state WHERE name = :name
@@ -101,6 +146,9 @@ SELECT * FROM calls WHERE call_id = :call_id
 -- name: calls.find
 -- A call by its own id, the beginning of that, or the provider's id; latest first.
 SELECT * FROM calls WHERE call_id = :ref OR external_id = :ref OR call_id LIKE :ref || '%' ORDER BY started_at DESC LIMIT 2
+
+-- name: calls.any
+SELECT call_id FROM calls LIMIT 1
 
 -- name: calls.live
 SELECT call_id, started_at FROM calls WHERE state = 'live'

@@ -1,0 +1,476 @@
+"""
+The handle of one call, for any thread and any event loop: it checks what it is given, hands it over, and returns.
+
+Nothing here waits for a disk. What is handed over is held, bounded, until the recorder's thread takes it to the tape; a
+wrong argument raises before anything is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_recorder import model as facts
+from edge_recorder.errors import CallEnded, CallerError, EdgeRecorderError, InvalidAudio, UnknownTrack
+from edge_recorder.tape import Ending, Heard, Item, Lost, Played, TrackDeclared, TrackEnded
+from edge_recorder.timeline import Chunk
+from edge_recorder.wav import SAMPLE_BYTES, Samples
+
+Audio = bytes | bytearray | memoryview | NDArray[np.int16] | NDArray[np.float32]
+
+RATES = range(1_000, 192_001)  # Hz
+FULL_SCALE = 32767
+
+T = TypeVar("T")
+
+
+class Pending(Generic[T]):
+    """Work that the recorder does: awaitable in any event loop, and `result(timeout)` waits in any thread.
+
+    Cancelling an await, or a timeout, never cancels the work.
+    """
+
+    def __init__(self) -> None:
+        self._future: Future[T] = Future()
+        self._future.set_running_or_notify_cancel()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait up to `timeout` seconds.
+
+        Raises:
+            TimeoutError: It is not done yet; it goes on.
+        """
+        return self._future.result(timeout)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def settle(self, value: T) -> None:
+        """Give the result. The recorder's own."""
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def fail(self, error: EdgeRecorderError) -> None:
+        """Give an error instead. The recorder's own."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSummary:
+    """What became of a call. `complete` says that all of it is on disk; if not, the next start salvages the rest."""
+
+    call_id: str
+    state: str
+    duration_s: float | None
+    segments: int
+    complete: bool
+
+
+@dataclass(slots=True)
+class Handover:
+    """What the recorder's thread takes from a call at one time."""
+
+    items: list[Item]
+    flushes: list[Pending[None]]
+    drains: list[Pending[None]]
+    ending: Ending | None
+
+
+class Budget:
+    """The bytes of audio that all calls of a recorder may queue."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if self._used + size > self._limit:
+                return False
+            self._used += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._used -= size
+
+
+class Call:
+    """One call being recorded. Made by `Recorder.start_call`.
+
+    `id` is its UUIDv7; `recording` is False, with `reason`, when its audio cannot be recorded: its facts are kept then.
+    """
+
+    def __init__(
+        self,
+        fact: facts.Call,
+        *,
+        tracks: Mapping[str, int],
+        queue_seconds: float,
+        budget: Budget,
+        elapsed: Callable[[], int],
+        clock: Callable[[], facts.Instant],
+        wake: Callable[[], None],
+    ) -> None:
+        """`elapsed` tells nanoseconds since the call's start, `clock` the time of day; `wake` calls the recorder."""
+        self.id = fact.call_id
+        self.recording = fact.recording
+        self.reason = fact.not_recording_reason
+        self._queue_seconds = queue_seconds
+        self._budget = budget
+        self._elapsed = elapsed
+        self._clock = clock
+        self._wake = wake
+        self._lock = threading.Lock()  # held for a few instructions only, never for I/O
+        self._rates: dict[str, int] = {}
+        self._ended_tracks: set[str] = set()
+        self._items: list[Item] = []
+        self._queued_bytes = 0
+        self._queued_seconds: dict[str, float] = {}
+        self._flushes: list[Pending[None]] = []
+        self._drains: list[Pending[None]] = []
+        self._messages = 0
+        self._usages = 0
+        self._ending: Ending | None = None
+        self._summary: Pending[CallSummary] = Pending()
+        for track, rate in tracks.items():
+            self._rate_of(track, rate)
+
+    def write(self, track: str, audio: Audio, *, rate: int | None = None, at: float | None = None) -> None:
+        """Hand over audio that was heard on `track`.
+
+        Args:
+            track: The track's name; `rate` (Hz) declares it at its first write.
+            audio: Mono: int16 little-endian bytes, or a one-dimensional int16 or float32 (-1 to 1) array. It is copied.
+            rate: Samples per second; needed only where the track was not declared.
+            at: Seconds from the call's start of the first sample, where the source knows; else its arrival tells.
+
+        Raises:
+            InvalidAudio: Odd byte count, wrong dtype or shape, a rate out of range or not the track's.
+            UnknownTrack: The track was never declared, and there is no rate.
+            CallEnded: The call, or the track, has ended.
+        """
+        samples = as_samples(audio)
+        if at is not None and not (math.isfinite(at) and at >= 0):
+            raise CallerError(
+                f"at={at} is not a place in the call", fix="Give seconds from the call's start, from 0 on"
+            )
+        arrived = self._elapsed()
+        with self._lock:
+            own = self._rate_of(track, rate)
+            self._queue(track, samples, own, arrived, Heard(track, Chunk(samples, at, arrived)))
+
+    def play(self, track: str, audio: Audio, *, rate: int | None = None) -> None:
+        """Hand over audio that was handed to the speaker: it is queued after what still plays.
+
+        Args and errors are those of `write`.
+        """
+        samples = as_samples(audio)
+        arrived = self._elapsed()
+        with self._lock:
+            own = self._rate_of(track, rate)
+            self._queue(track, samples, own, arrived, Played(track, samples, arrived))
+
+    def end_track(self, track: str) -> None:
+        """Say that nothing more comes on `track`: with pace `media` the other tracks no longer wait for it.
+
+        Raises:
+            UnknownTrack: There is no such track.
+            CallEnded: The call has ended.
+        """
+        with self._lock:
+            self._refuse_after_end()
+            if track not in self._rates:
+                raise UnknownTrack(
+                    f"call {self.id} has no track {track!r}", fix=f"Its tracks are {sorted(self._rates)}"
+                )
+            if track not in self._ended_tracks:
+                self._ended_tracks.add(track)
+                self._items.append(TrackEnded(track))
+
+    def add_message(
+        self,
+        role: str,
+        text: str,
+        *,
+        at: float | None = None,
+        end: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Keep something said, as text, and return its message_id. `at` and `end` are seconds from the call's start.
+
+        Raises:
+            CallerError: `metadata` is not JSON.
+            CallEnded: The call has ended.
+        """
+        document = as_json("metadata", metadata or {})
+        with self._lock:
+            self._refuse_after_end()
+            self._messages += 1
+            message = facts.Message(
+                message_id=facts.message_id(self.id, self._messages),
+                call_id=self.id,
+                n=self._messages,
+                role=clean(role),
+                text=clean(text),
+                start_s=at,
+                end_s=end,
+                metadata=document,
+                created_at=self._clock(),
+            )
+            self._items.append(message)
+        return message.message_id
+
+    def add_usage(
+        self,
+        kind: str,
+        *,
+        quantity: str | int | Decimal,
+        unit: str,
+        provider: str | None = None,
+        model: str | None = None,
+        cost: str | Decimal | None = None,
+        currency: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Keep something a bill is made of, and return its usage_id. Numbers are exact, so never a float.
+
+        Raises:
+            CallerError: A number is a float or not one, or `metadata` is not JSON.
+            CallEnded: The call has ended.
+        """
+        exact_quantity = as_exact("quantity", quantity)
+        exact_cost = as_exact("cost", cost) if cost is not None else None
+        document = as_json("metadata", metadata or {})
+        with self._lock:
+            self._refuse_after_end()
+            self._usages += 1
+            usage = facts.Usage(
+                usage_id=facts.usage_id(self.id, self._usages),
+                call_id=self.id,
+                n=self._usages,
+                kind=clean(kind),
+                quantity=exact_quantity,
+                unit=clean(unit),
+                provider=provider and clean(provider),
+                model=model and clean(model),
+                cost=exact_cost,
+                currency=currency and clean(currency),
+                metadata=document,
+                created_at=self._clock(),
+            )
+            self._items.append(usage)
+        return usage.usage_id
+
+    def flush(self) -> Pending[None]:
+        """Take to disk, synced, all that was handed over so far. With a stalled disk it waits, and nothing is lost."""
+        pending: Pending[None] = Pending()
+        with self._lock:
+            self._flushes.append(pending)
+        if self._summary.done():
+            pending.settle(None)
+        self._wake()
+        return pending
+
+    def drain(self) -> Pending[None]:
+        """Wait until the queue is empty: back-pressure for sources that are faster than time (pace `media`)."""
+        pending: Pending[None] = Pending()
+        with self._lock:
+            self._drains.append(pending)
+        if self._summary.done():
+            pending.settle(None)
+        self._wake()
+        return pending
+
+    def end(self, reason: str = "hangup") -> Pending[CallSummary]:
+        """End the call: everything is sealed at once. Called again, it returns the same summary."""
+        with self._lock:
+            if self._ending is None:
+                self._ending = Ending(clean(reason), self._elapsed())
+        self._wake()
+        return self._summary
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(_reason_of(kind)).result()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.end(_reason_of(kind))
+
+    # The recorder's side.
+
+    def take(self) -> Handover:
+        """Take what was handed over since the last time. The recorder's own."""
+        with self._lock:
+            taken = Handover(self._items, self._flushes, self._drains, self._ending)
+            self._items, self._flushes, self._drains = [], [], []
+            size, self._queued_bytes = self._queued_bytes, 0
+            self._queued_seconds.clear()
+        self._budget.give_back(size)
+        return taken
+
+    def finish(self, summary: CallSummary, *, left: list[Pending[None]]) -> None:
+        """Give the summary, and its answer to whoever still waits. The recorder's own."""
+        self._summary.settle(summary)
+        late = self.take()
+        for pending in (*left, *late.flushes, *late.drains):
+            if summary.complete:
+                pending.settle(None)
+            else:
+                pending.fail(
+                    EdgeRecorderError(f"call {self.id} is not all on disk", fix="The next start salvages what is")
+                )
+
+    # Within the lock.
+
+    def _queue(self, track: str, samples: Samples, rate: int, arrived: int, item: Item) -> None:
+        """Queue `item`, or where there is no room the fact that it was lost."""
+        if track in self._ended_tracks:
+            raise CallEnded(f"track {track!r} of call {self.id} has ended", fix="Write before end_track()")
+        if not self.recording or not len(samples):
+            return
+        seconds = len(samples) / rate
+        queued = self._queued_seconds.get(track, 0.0)
+        if queued + seconds > self._queue_seconds or not self._budget.take(samples.nbytes):
+            self._lose(track, seconds, arrived)
+            return
+        self._queued_seconds[track] = queued + seconds
+        self._queued_bytes += samples.nbytes
+        self._items.append(item)
+
+    def _lose(self, track: str, seconds: float, arrived: int) -> None:
+        """Note what the queue had no room for; a run of it is one note, so that the queue stays bounded."""
+        last = self._items[-1] if self._items else None
+        if isinstance(last, Lost) and last.track == track:
+            self._items[-1] = Lost(track, last.seconds + seconds, last.arrived)
+        else:
+            self._items.append(Lost(track, seconds, arrived))
+
+    def _rate_of(self, track: str, rate: int | None) -> int:
+        """Return the rate of `track`, declaring it if this is its first."""
+        self._refuse_after_end()
+        own = self._rates.get(track)
+        if own is None:
+            own = self._declare(track, rate)
+        elif rate is not None and rate != own:
+            raise InvalidAudio(f"track {track!r} has {own} Hz, and this audio {rate}", fix=f"Resample it to {own} Hz")
+        return own
+
+    def _declare(self, track: str, rate: int | None) -> int:
+        if rate is None:
+            raise UnknownTrack(
+                f"track {track!r} was never declared", fix="Pass rate= with its first write, or tracks= to start_call"
+            )
+        if not isinstance(track, str) or not facts.TRACK_NAME.fullmatch(track) or track == facts.MIXED:
+            raise CallerError(
+                f"{track!r} cannot name a track",
+                fix=f"Use a-z, 0-9 and _ (32 at most), and not {facts.MIXED!r}: we make that",
+            )
+        if isinstance(rate, bool) or not isinstance(rate, int) or rate not in RATES:
+            raise InvalidAudio(f"track {track!r}: rate {rate!r} is not a sample rate", fix="Give 1000 to 192000 Hz")
+        self._rates[track] = rate
+        if self.recording:
+            self._items.append(TrackDeclared(track, rate))
+        return rate
+
+    def _refuse_after_end(self) -> None:
+        if self._ending is not None:
+            raise CallEnded(f"call {self.id} has ended", fix="Start a new call")
+
+
+def as_samples(audio: Audio) -> Samples:
+    """Return a copy of `audio` as int16 samples.
+
+    Raises:
+        InvalidAudio: It is not mono int16 or float32.
+    """
+    if isinstance(audio, np.ndarray):
+        return _from_array(audio)
+    try:
+        data = bytes(audio) if not isinstance(audio, bytes) else audio
+    except TypeError:
+        raise InvalidAudio(
+            f"{type(audio).__name__} is not audio", fix="Give int16 bytes, or an int16 or float32 array"
+        ) from None
+    if isinstance(audio, int) or len(data) % SAMPLE_BYTES:
+        raise InvalidAudio(
+            f"{len(data)} bytes are not whole int16 samples", fix="Give int16 little-endian, two bytes a sample"
+        )
+    return np.frombuffer(data, "<i2")
+
+
+def _from_array(audio: NDArray[Any]) -> Samples:
+    if audio.ndim != 1:
+        raise InvalidAudio(f"an array of shape {audio.shape} is not mono", fix="Give one channel, one-dimensional")
+    if audio.dtype == np.int16:
+        return audio.copy()
+    if audio.dtype == np.float32:
+        scaled = np.rint(np.nan_to_num(audio) * FULL_SCALE)
+        samples: Samples = np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE).astype(np.int16)
+        return samples
+    raise InvalidAudio(f"dtype {audio.dtype} is not audio", fix="Give int16, or float32 from -1 to 1")
+
+
+def as_json(name: str, value: Any) -> str:
+    """Return `value` as a JSON document.
+
+    Raises:
+        CallerError: It cannot be one.
+    """
+    try:
+        return clean(json.dumps(value, allow_nan=False, ensure_ascii=False))
+    except (TypeError, ValueError) as error:
+        raise CallerError(
+            f"{name} is not JSON: {error}", fix="Give dicts, lists, text, numbers, booleans and None"
+        ) from None
+
+
+def as_exact(name: str, value: str | int | Decimal) -> str:
+    """Return a decimal number as text.
+
+    Raises:
+        CallerError: It is a float, which is never exact, or not a finite number.
+    """
+    if isinstance(value, (float, bool)):
+        raise CallerError(f"{name}={value!r} is not exact", fix="Give text, an int or a Decimal")
+    try:
+        number = Decimal(value)
+    except (InvalidOperation, TypeError, ValueError):
+        raise CallerError(f"{name}={value!r} is not a number", fix="Give text, an int or a Decimal") from None
+    if not number.is_finite():
+        raise CallerError(f"{name}={value!r} is not finite", fix="Give a finite number")
+    return format(number, "f")
+
+
+def clean(text: str) -> str:
+    """Return `text` without what no database stores: NUL and lone surrogates become U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _reason_of(kind: type[BaseException] | None) -> str:
+    return "hangup" if kind is None else "error"

@@ -1,0 +1,147 @@
+"""
+A call's facts on disk, one JSON line each, with a checksum: what the catalog is rebuilt from.
+
+The first line names the recorder that writes the call; it is synced before any audio file is made. A fact is the
+whole row as it then was, so the last line of a row is its state. A fact is synced here before its row is committed: the
+journal is never behind the catalog. A line that a crash tore fails its checksum and is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_recorder import durable
+from edge_recorder.catalog.entities import BY_MODEL, BY_TABLE
+from edge_recorder.model import Fact, Instant
+from edge_recorder.wav import Tag
+
+FORMAT = 1
+START = "journal"  # the entity of the first line
+
+_CRC_LENGTH = len(',"crc32":"00000000"}')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The first line: which call this is, and who writes it."""
+
+    call_id: str
+    started_at: Instant
+    writer: str
+    format: int = FORMAT
+
+    def tag(self, track: str, rate: int, *, seq: int = 1, first_sample: int = 0) -> Tag:
+        """Return what a segment file of this call says of itself."""
+        return Tag(
+            call_id=self.call_id,
+            started_at=self.started_at,
+            track=track,
+            seq=seq,
+            first_sample=first_sample,
+            rate=rate,
+            writer=self.writer,
+        )
+
+
+@dataclass(slots=True)
+class Content:
+    """What a journal says: the last state of each row, in the order the rows first appeared."""
+
+    start: Start | None = None
+    facts: dict[str, Fact] = field(default_factory=dict)  # by the row's own id
+    torn_lines: int = 0
+
+
+class Journal:
+    """The journal of one call, for appending."""
+
+    def __init__(self, path: Path, start: Start) -> None:
+        durable.make_dirs(path.parent)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, durable.FILE_MODE)
+        self._torn = False
+        try:
+            self._append(_line(START, asdict(start)))
+            self.sync()
+            durable.fsync_dir(path.parent)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def append(self, facts: Sequence[Fact]) -> None:
+        """Add `facts`; durable after `sync`."""
+        self._append(b"".join(_line(BY_MODEL[type(fact)].table, asdict(fact)) for fact in facts))
+
+    def sync(self) -> None:
+        durable.sync_data(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _append(self, lines: bytes) -> None:
+        # What a failed write left of a line is ended first, so that it cannot spoil this one.
+        data, self._torn = (b"\n" + lines if self._torn else lines), True
+        durable.write_all(self._fd, data)
+        self._torn = False
+
+
+def read(path: Path) -> Content:
+    """Return what the journal at `path` says; an absent one says nothing."""
+    content = Content()
+    for entity, row in _entries(path, content):
+        if entity == START:
+            content.start = _start(row)
+        elif entity in BY_TABLE:  # a newer release may know more
+            known = BY_TABLE[entity]
+            content.facts[str(row[known.key])] = known.value(row)
+    return content
+
+
+def read_start(path: Path) -> Start | None:
+    """Return the first line of the journal at `path`: which call, and who writes it. None where there is none."""
+    try:
+        with path.open("rb") as file:
+            entry = _parse(file.readline().removesuffix(b"\n"))
+    except FileNotFoundError:
+        return None
+    return _start(entry[1]) if entry is not None and entry[0] == START else None
+
+
+def key_of(fact: Fact) -> str:
+    """Return the id of the row that `fact` is."""
+    return str(getattr(fact, BY_MODEL[type(fact)].key))
+
+
+def _start(row: dict[str, Any]) -> Start:
+    return Start(**{name: row[name] for name in ("call_id", "started_at", "writer", "format")})
+
+
+def _entries(path: Path, content: Content) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        entry = _parse(line)
+        if entry is not None:
+            yield entry
+        elif line:
+            content.torn_lines += 1
+
+
+def _line(entity: str, row: dict[str, Any]) -> bytes:
+    body = json.dumps({"entity": entity, "row": row}, separators=(",", ":"))[:-1].encode()
+    return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, Any]] | None:
+    body, tail = line[:-_CRC_LENGTH], line[-_CRC_LENGTH:]
+    if tail != b',"crc32":"%08x"}' % zlib.crc32(body):
+        return None
+    entry = json.loads(line)
+    return entry["entity"], entry["row"]
