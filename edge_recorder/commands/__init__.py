@@ -46,7 +46,9 @@ class App:
 
         settings = Settings.load(self.config)
         logging.basicConfig(
-            level=settings.log.level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+            level=settings.log.level.upper(),
+            stream=sys.stderr,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
         return settings
 
@@ -115,6 +117,8 @@ def _needs_extra(name: str, error: ModuleNotFoundError) -> click.Command:
     @click.command(name, help=f"(needs the package {missing})", context_settings={"ignore_unknown_options": True})
     @click.argument("args", nargs=-1)
     def command(args: tuple[str, ...]) -> None:
-        raise EdgeRecorderError(f"`{name}` needs the package {missing}", fix="Install edge-recorder with its extra: pip install 'edge-recorder[sync]'")
+        raise EdgeRecorderError(
+            f"`{name}` needs the package {missing}", fix="Install it with its extra: pip install 'edge-recorder[sync]'"
+        )
 
     return command
