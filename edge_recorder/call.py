@@ -411,15 +411,12 @@ def as_samples(audio: Audio) -> Samples:
     """
     if isinstance(audio, np.ndarray):
         return _from_array(audio)
-    try:
-        data = bytes(audio) if not isinstance(audio, bytes) else audio
-    except TypeError:
+    if not isinstance(audio, bytes | bytearray | memoryview):
+        raise InvalidAudio(f"{type(audio).__name__} is not audio", fix="Give int16 bytes, or an int16 or float32 array")
+    data = bytes(audio)
+    if len(data) % SAMPLE_BYTES:
         raise InvalidAudio(
-            f"{type(audio).__name__} is not audio", fix="Give int16 bytes, or an int16 or float32 array"
-        ) from None
-    if isinstance(audio, int) or len(data) % SAMPLE_BYTES:
-        raise InvalidAudio(
-            f"{len(data)} bytes are not whole int16 samples", fix="Give int16 little-endian, two bytes a sample"
+            f"{len(data)} bytes are not whole int16 samples", fix="Give int16 little-endian, 2 bytes each"
         )
     return np.frombuffer(data, "<i2")
 

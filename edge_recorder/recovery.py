@@ -67,7 +67,7 @@ async def recover(catalog: Catalog, data_dir: Path, *, now: Callable[[], Instant
 
     An empty catalog beside a full spool is a lost one: then everything is replayed.
     """
-    if await catalog.fetch_one("calls.any") is None and next(spool.call_dirs(data_dir), None) is not None:
+    if await catalog.is_lost():
         return await repair(catalog, data_dir, now=now, on_pool=on_pool)
     report = Report()
     for writer in await on_pool(spool.writers, data_dir):
@@ -105,10 +105,8 @@ async def repair(
         done.rows_replayed = await _replay(catalog, facts)
         report.add(done)
         progress(report)
-    for writer in await on_pool(spool.writers, data_dir):
-        with spool.taken_over(data_dir, writer) as dead:
-            if dead:
-                spool.clear_writer(data_dir, writer)
+    for writer in await on_pool(spool.dead_writers, data_dir):
+        spool.clear_writer(data_dir, writer)
     return report
 
 

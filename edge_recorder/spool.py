@@ -178,6 +178,16 @@ def writers(data_dir: Path) -> list[str]:
     return sorted(path.stem for path in (data_dir / "writers").glob("*.lock"))
 
 
+def dead_writers(data_dir: Path) -> list[str]:
+    """Return the writers that left a lock file and are not alive, or are being mended."""
+    dead = []
+    for writer in writers(data_dir):
+        with taken_over(data_dir, writer) as free:
+            if free:
+                dead.append(writer)
+    return dead
+
+
 def clear_writer(data_dir: Path, writer: str) -> None:
     """Remove the lock file of a dead writer whose calls are all closed."""
     _writer_path(data_dir, writer).unlink(missing_ok=True)

@@ -52,14 +52,17 @@ class OpenSegment:
 
     def sync(self) -> None:
         """Make everything written so far survive power loss."""
+        if self._named and not self._unsynced:
+            return
         self.suspect = True
         durable.sync_data(self._fd)
         if not self._named:
             durable.fsync_dir(self._path.parent)
             self._named = True
         self.suspect = False
-        self.tag = replace(self.tag, synced=self.frames)
         self._unsynced.clear()
+        self.tag = replace(self.tag, synced=self.frames)
+        self.write_header()  # so that salvage knows how far it may believe the file
 
     def seal(self, frames: int) -> Path:
         """Give the file its full length and its final name, durably, and return that."""
@@ -67,9 +70,12 @@ class OpenSegment:
         if self._fd >= 0:
             os.ftruncate(self._fd, HEADER_BYTES + frames * SAMPLE_BYTES)
             self.frames = frames
-            self.tag = replace(self.tag, synced=frames)
-            self.write_header()
-            self.sync()
+            final = replace(self.tag, synced=frames)
+            durable.write_all(self._fd, wav.header(final, frames=frames), at=0)
+            self.suspect = True
+            durable.sync_data(self._fd)
+            self.suspect = False
+            self.tag = final
             self.close()
         if not sealed.exists():
             self._path.rename(sealed)

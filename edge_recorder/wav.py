@@ -68,7 +68,7 @@ def read_tag(data: bytes) -> Tag:
         IntegrityMismatch: The header is torn, or not ours.
     """
     try:
-        if data[:4] != b"RIFF" or data[_TAG_AT : _TAG_AT + 4] != _TAG:
+        if len(data) < HEADER_BYTES or data[:4] != b"RIFF" or data[_TAG_AT : _TAG_AT + 4] != _TAG:
             raise ValueError("no segment header")  # noqa: TRY301 (one handler says it for all)
         fields = json.loads(data[_TAG_AT + 8 : _TAG_AT + 8 + _TAG_BYTES])
         fields.pop("format")

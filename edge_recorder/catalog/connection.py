@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from edge_recorder import spool
 from edge_recorder.catalog import migrate, sqlite
 from edge_recorder.catalog.statements import Statement, statement
 from edge_recorder.errors import EdgeRecorderError, NoCatalog
@@ -118,6 +119,11 @@ class Catalog:
         """Return what the agent remembers as `name` (JSON)."""
         row = await self.fetch_one("agent_state.get", name=name)
         return row["value"] if row else None
+
+    async def is_lost(self) -> bool:
+        """Say whether this is an empty catalog beside a spool with calls: the one that knew them is gone."""
+        no_call = await self.fetch_one("calls.any") is None
+        return no_call and next(spool.call_dirs(self.path.parent), None) is not None
 
     async def close(self) -> None:
         """Commit what is queued, then close the connection and let go of the guard."""

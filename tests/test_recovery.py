@@ -1,0 +1,211 @@
+"""What is left of a recorder that died, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_recorder import Recorder, Settings, journal, model, recovery, spool, wav
+from edge_recorder.catalog.connection import Catalog, catalog_path
+from edge_recorder.recorder import now
+from edge_recorder.recovery import Report
+
+RATE = 8000
+SETTINGS = {"capture": {"segment_seconds": 1, "late_window": 0.2}}
+
+# A recorder in a process of its own: it records 2.5 s of a ramp and a message, says that they are on disk, and waits.
+DOOMED = """
+import sys
+import numpy as np
+from edge_recorder import Recorder, Settings
+
+settings = Settings.of({"node": {"data_dir": sys.argv[1]}, "capture": {"segment_seconds": 1, "late_window": 0.2}})
+recorder = Recorder(settings).start()
+call = recorder.start_call(tracks={"user": 8000, "assistant": 16000}, pace="media", external_id="doomed")
+call.write("user", np.arange(20000, dtype=np.int16))
+call.write("assistant", np.arange(32000, dtype=np.int16))
+call.add_message("user", "still here", at=0.5)
+call.flush().result(10)
+print(call.id, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+async def catalog(data_dir: Path) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(data_dir, create_for=spool.prepare(data_dir))
+    yield opened
+    await opened.close()
+
+
+def killed_call(data_dir: Path) -> str:
+    """Record with a process that is killed by SIGKILL once its audio is flushed, and return its call's id."""
+    command = [sys.executable, "-c", DOOMED, str(data_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        call_id = process.stdout.readline().strip()
+        process.send_signal(signal.SIGKILL)
+    assert call_id
+    return call_id
+
+
+async def recover(catalog: Catalog, data_dir: Path) -> Report:
+    return await recovery.recover(catalog, data_dir, now=now, on_pool=asyncio.to_thread)
+
+
+async def repair(catalog: Catalog, data_dir: Path) -> Report:
+    return await recovery.repair(catalog, data_dir, now=now, on_pool=asyncio.to_thread)
+
+
+def directory_of(data_dir: Path) -> Path:
+    (directory,) = spool.call_dirs(data_dir)
+    return directory
+
+
+def samples_of(data_dir: Path, track: str) -> np.ndarray:
+    files = [file for file in spool.segment_files(directory_of(data_dir)) if file.track == track]
+    assert all(file.sealed for file in files)
+    read = sorted((wav.read_file(file.path) for file in files), key=lambda each: each[0].first_sample)
+    return np.concatenate([samples for _, samples in read])
+
+
+async def test_killed_recorder_loses_nothing_flushed(data_dir: Path) -> None:
+    """What was flushed before SIGKILL is sealed by the next start, and the call is shown as interrupted."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    async with Recorder(data_dir) as recorder, recorder.start_call():
+        pass  # its row is committed after the recovery of what was left
+    catalog = await Catalog.open(data_dir)
+    call = await catalog.fetch_one("calls.get", call_id=call_id)
+    spans = await catalog.fetch("spans.of_call", call_id=call_id)
+    messages = await catalog.fetch("messages.of_call", call_id=call_id)
+    segments = await catalog.fetch("segments.of_call", call_id=call_id)
+    await catalog.close()
+    assert call is not None
+    assert (call["state"], call["duration_s"]) == ("interrupted", 2.5)
+    assert [(span["track"], span["kind"], span["start_s"], span["end_s"]) for span in spans] == [
+        ("assistant", "gap", 2.0, 2.5)
+    ]
+    assert [message["text"] for message in messages] == ["still here"]
+    assert sum(row["frames"] for row in segments if row["track"] == "user") == 20000
+    assert sum(row["frames"] for row in segments if row["track"] == "mixed") == 2.5 * 16000
+    directory = spool.call_dir(data_dir, call_id, call["started_at"])
+    assert not list(directory.glob("*.part"))
+
+
+async def test_recovery_is_exact_and_repeatable(data_dir: Path, catalog: Catalog) -> None:
+    """Salvage keeps each flushed sample, and doing it again finds nothing to do and changes no row."""
+    await asyncio.to_thread(killed_call, data_dir)
+    first = await recover(catalog, data_dir)
+    changes = await catalog.fetch_one("changes.last")
+    second = await repair(catalog, data_dir)
+    assert (first.calls_closed, second.calls_closed) == (1, 0)
+    assert second.segments_salvaged == second.segments_adopted == second.segments_mixed == 0
+    assert await catalog.fetch_one("changes.last") == changes
+    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
+    assert np.array_equal(samples_of(data_dir, "assistant"), np.arange(32000, dtype=np.int16))
+
+
+async def test_catalog_is_rebuilt_from_journals(data_dir: Path) -> None:
+    """With catalog.db deleted after a kill, every segment and message comes back under a new epoch, to be asked for."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    before = await Catalog.open(data_dir)
+    await recover(before, data_dir)
+    rows, epoch = await before.fetch("segments.of_call", call_id=call_id), before.epoch
+    await before.close()
+    for leftover in data_dir.glob("catalog.db*"):
+        leftover.unlink()
+    after = await Catalog.open(data_dir, create_for=spool.node_id(data_dir))
+    await recover(after, data_dir)
+    rebuilt = await after.fetch("segments.of_call", call_id=call_id)
+    messages = await after.fetch("messages.of_call", call_id=call_id)
+    assert after.epoch != epoch
+    assert after.node_id == spool.node_id(data_dir)
+    await after.close()
+    assert {row["state"] for row in rebuilt} == {"unknown"}
+    assert [{**row, "state": ""} for row in rebuilt] == [{**row, "state": ""} for row in rows]
+    assert [message["text"] for message in messages] == ["still here"]
+    assert catalog_path(data_dir).exists()
+
+
+async def test_living_recorder_is_left_alone(data_dir: Path) -> None:
+    """A repair beside a running recorder touches none of its open files, and its call goes on."""
+    settings = Settings.of({"node": {"data_dir": data_dir}, **SETTINGS})
+    async with Recorder(settings) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", np.ones(4000, np.int16))
+        await call.flush()
+        catalog = await Catalog.open(data_dir)
+        report = await repair(catalog, data_dir)
+        await catalog.close()
+        call.write("user", np.ones(4000, np.int16))
+        summary = await call.end()
+    assert (report.calls_left_alone, report.segments_salvaged) == (1, 0)
+    assert (summary.complete, summary.duration_s) == (True, 1.0)
+
+
+@pytest.mark.parametrize("torn", [0, 1, 300, wav.HEADER_BYTES - 1])
+async def test_torn_header_goes_to_quarantine(data_dir: Path, catalog: Catalog, torn: int) -> None:
+    """A `.part` that does not say what it is waits in quarantine with a note, and the rest of its call is salvaged."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    part = next(file.path for file in spool.segment_files(directory_of(data_dir)) if not file.sealed)
+    part.write_bytes(part.read_bytes()[:torn])
+    report = await recover(catalog, data_dir)
+    kept = data_dir / "quarantine" / call_id / part.name
+    assert report.files_quarantined == 1
+    assert kept.stat().st_size == torn
+    assert "header" in kept.with_name(kept.name + ".txt").read_text()
+    call = await catalog.fetch_one("calls.get", call_id=call_id)
+    assert call is not None
+    assert call["state"] == "interrupted"
+
+
+async def test_lost_journal_leaves_a_partial_call(data_dir: Path, catalog: Catalog) -> None:
+    """Without its journal a call is rebuilt from its files, which say what they are, and is marked partial."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    for leftover in data_dir.glob("catalog.db*"):
+        leftover.unlink()
+    (directory_of(data_dir) / spool.JOURNAL).unlink()
+    await repair(catalog, data_dir)
+    call = await catalog.fetch_one("calls.get", call_id=call_id)
+    assert call is not None
+    assert (call["partial"], call["state"], call["duration_s"]) == (1, "interrupted", 2.5)
+    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
+
+
+async def test_sealed_file_without_a_fact_is_adopted(data_dir: Path, catalog: Catalog) -> None:
+    """A crash between the rename and the journal's line leaves a file that recovery takes in, with the same row."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    path = directory_of(data_dir) / spool.JOURNAL
+    known = journal.read(path)
+    sealed = [fact for fact in known.facts.values() if isinstance(fact, model.Segment)]
+    assert sealed
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if b'"entity":"segments"' not in line]
+    path.write_bytes(b"".join(lines))
+    report = await recover(catalog, data_dir)
+    rows = {row["segment_id"]: row for row in await catalog.fetch("segments.of_call", call_id=call_id)}
+    assert report.segments_adopted == len(sealed)
+    for fact in sealed:
+        assert rows[fact.segment_id]["pcm_sha256"] == fact.pcm_sha256
+        assert rows[fact.segment_id]["salvaged"] == 0
+
+
+async def test_superseded_part_is_not_heard_twice(data_dir: Path, catalog: Catalog) -> None:
+    """A `.part` that was copied to a higher number before the crash is set aside: no sample is summed twice."""
+    await asyncio.to_thread(killed_call, data_dir)
+    part = next(
+        file for file in spool.segment_files(directory_of(data_dir)) if not file.sealed and file.track == "user"
+    )
+    tag, samples = wav.read_file(part.path)
+    copy = spool.part_path(spool.segment_path(part.path.parent, "user", part.seq + 10))
+    copy.write_bytes(wav.header(replace(tag, seq=part.seq + 10), frames=len(samples)) + samples.tobytes())
+    report = await recover(catalog, data_dir)
+    assert report.files_quarantined == 1
+    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
