@@ -167,10 +167,7 @@ class Call:
             CallEnded: The call, or the track, has ended.
         """
         samples = as_samples(audio)
-        if at is not None and not (math.isfinite(at) and at >= 0):
-            raise CallerError(
-                f"at={at} is not a place in the call", fix="Give seconds from the call's start, from 0 on"
-            )
+        refuse_if_nowhere(at)
         arrived = self._elapsed()
         with self._lock:
             own = self._rate_of(track, rate)
@@ -202,7 +199,8 @@ class Call:
                 )
             if track not in self._ended_tracks:
                 self._ended_tracks.add(track)
-                self._items.append(TrackEnded(track))
+                if self.recording:
+                    self._items.append(TrackEnded(track))
 
     def add_message(
         self,
@@ -216,9 +214,11 @@ class Call:
         """Keep something said, as text, and return its message_id. `at` and `end` are seconds from the call's start.
 
         Raises:
-            CallerError: `metadata` is not JSON.
+            CallerError: A time is no place in the call, text is not text, or `metadata` is not JSON.
             CallEnded: The call has ended.
         """
+        refuse_if_nowhere(at)
+        refuse_if_nowhere(end)
         document = as_json("metadata", metadata or {})
         with self._lock:
             self._refuse_after_end()
@@ -280,23 +280,11 @@ class Call:
 
     def flush(self) -> Pending[None]:
         """Take to disk, synced, all that was handed over so far. With a stalled disk it waits, and nothing is lost."""
-        pending: Pending[None] = Pending()
-        with self._lock:
-            self._flushes.append(pending)
-        if self._summary.done():
-            pending.settle(None)
-        self._wake()
-        return pending
+        return self._ask(lambda: self._flushes)
 
     def drain(self) -> Pending[None]:
         """Wait until the queue is empty: back-pressure for sources that are faster than time (pace `media`)."""
-        pending: Pending[None] = Pending()
-        with self._lock:
-            self._drains.append(pending)
-        if self._summary.done():
-            pending.settle(None)
-        self._wake()
-        return pending
+        return self._ask(lambda: self._drains)
 
     def end(self, reason: str = "hangup") -> Pending[CallSummary]:
         """End the call: everything is sealed at once. Called again, it returns the same summary."""
@@ -339,12 +327,23 @@ class Call:
         self._summary.settle(summary)
         late = self.take()
         for pending in (*left, *late.flushes, *late.drains):
-            if summary.complete:
-                pending.settle(None)
-            else:
-                pending.fail(
-                    EdgeRecorderError(f"call {self.id} is not all on disk", fix="The next start salvages what is")
-                )
+            self._answer(pending)
+
+    def _ask(self, waiting: Callable[[], list[Pending[None]]]) -> Pending[None]:
+        pending: Pending[None] = Pending()
+        with self._lock:
+            waiting().append(pending)
+        if self._summary.done():  # the recorder asks no more
+            self._answer(pending)
+        self._wake()
+        return pending
+
+    def _answer(self, pending: Pending[None]) -> None:
+        if self._summary.result().complete:
+            pending.settle(None)
+        else:
+            lost = EdgeRecorderError(f"call {self.id} is not all on disk", fix="The next start salvages what is")
+            pending.fail(lost)
 
     # Within the lock.
 
@@ -440,7 +439,7 @@ def as_json(name: str, value: Any) -> str:
         CallerError: It cannot be one.
     """
     try:
-        return clean(json.dumps(value, allow_nan=False, ensure_ascii=False))
+        return json.dumps(_cleaned(json.loads(json.dumps(value, allow_nan=False))), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise CallerError(
             f"{name} is not JSON: {error}", fix="Give dicts, lists, text, numbers, booleans and None"
@@ -465,8 +464,35 @@ def as_exact(name: str, value: str | int | Decimal) -> str:
 
 
 def clean(text: str) -> str:
-    """Return `text` without what no database stores: NUL and lone surrogates become U+FFFD."""
+    """Return `text` without what no database stores: NUL and lone surrogates become U+FFFD.
+
+    Raises:
+        CallerError: It is not text.
+    """
+    if not isinstance(text, str):
+        raise CallerError(f"{text!r} is not text", fix="Give a str")
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def refuse_if_nowhere(at: float | None) -> None:
+    """Refuse what is no place on a call's timeline.
+
+    Raises:
+        CallerError: `at` is negative, or not a finite number.
+    """
+    if at is not None and not (math.isfinite(at) and at >= 0):
+        raise CallerError(f"at={at} is not a place in the call", fix="Give seconds from the call's start, from 0 on")
+
+
+def _cleaned(value: Any) -> Any:
+    """Return a JSON value with all its text clean."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    if isinstance(value, dict):
+        return {clean(key): _cleaned(each) for key, each in value.items()}
+    return value
 
 
 def _reason_of(kind: type[BaseException] | None) -> str:

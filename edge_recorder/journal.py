@@ -64,7 +64,7 @@ class Journal:
     def __init__(self, path: Path, start: Start) -> None:
         durable.make_dirs(path.parent)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, durable.FILE_MODE)
-        self._torn = False
+        self._torn = os.fstat(self._fd).st_size > 0  # whoever wrote it before may have been killed within a line
         try:
             self._append(_line(START, asdict(start)))
             self.sync()
@@ -78,7 +78,12 @@ class Journal:
         self._append(b"".join(_line(BY_MODEL[type(fact)].table, asdict(fact)) for fact in facts))
 
     def sync(self) -> None:
-        durable.sync_data(self._fd)
+        """Make what was appended survive power loss. After a failure, append it again: it may be nowhere."""
+        try:
+            durable.sync_data(self._fd)
+        except OSError:
+            self._torn = True
+            raise
 
     def close(self) -> None:
         os.close(self._fd)
@@ -103,13 +108,14 @@ def read(path: Path) -> Content:
 
 
 def read_start(path: Path) -> Start | None:
-    """Return the first line of the journal at `path`: which call, and who writes it. None where there is none."""
+    """Return which call the journal at `path` is of, and who writes it. None where there is none."""
     try:
         with path.open("rb") as file:
-            entry = _parse(file.readline().removesuffix(b"\n"))
+            entries = (_parse(line.removesuffix(b"\n")) for line in file)
+            # The first line, unless it was torn: then its writer, or who mended the call, wrote it again.
+            return next((_start(row) for entity, row in filter(None, entries) if entity == START), None)
     except FileNotFoundError:
         return None
-    return _start(entry[1]) if entry is not None and entry[0] == START else None
 
 
 def key_of(fact: Fact) -> str:

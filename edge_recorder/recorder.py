@@ -99,6 +99,7 @@ class Recorder:
         self._rows_wanted = asyncio.Event()
         self._has_room = True
         self._disk_failing = False
+        self._unfinished = False  # something is not on disk, or not in the catalog: for recovery to mend
 
     # The caller's side.
 
@@ -255,7 +256,7 @@ class Recorder:
             rows.cancel()
             await asyncio.wait([rows])
             await catalog.close()  # its thread would keep the interpreter from exiting
-            self._writer.release()
+            self._writer.release(finished=not (self._unfinished or self._rows))
 
     async def _open(self, catalog: Catalog) -> None:
         """Open the catalog. One that is busy or broken does not keep calls from being recorded."""
@@ -282,7 +283,12 @@ class Recorder:
     def _admit(self, session: _Session) -> None:
         task = asyncio.create_task(self._keep(session), name=f"call {session.call.id}")
         self._sessions[session.call.id] = (session, task)
-        task.add_done_callback(lambda _: self._sessions.pop(session.call.id))
+        task.add_done_callback(partial(self._dismiss, session))
+
+    def _dismiss(self, session: _Session, task: asyncio.Task[None]) -> None:
+        del self._sessions[session.call.id]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("call %s broke off: the next start salvages it", session.call.id, exc_info=task.exception())
 
     async def _keep(self, session: _Session) -> None:
         """Take one call to disk until it has ended, and say what became of it, whatever happens."""
@@ -291,6 +297,7 @@ class Recorder:
             progress = await self._take_to_disk(session)
         finally:
             session.tape.close()
+            self._unfinished = self._unfinished or not progress.ended
             session.call.finish(_summary(session, complete=progress.ended), left=session.flushes + session.drains)
 
     async def _take_to_disk(self, session: _Session) -> Progress:
@@ -349,6 +356,7 @@ class Recorder:
                 "the catalog takes no rows: the oldest are now in the journals alone; run `edge-recorder repair local`"
             )
             self._rows.popleft().settle()
+            self._unfinished = True
         self._rows_wanted.set()
         return done
 
@@ -358,7 +366,7 @@ class Recorder:
         while True:
             try:
                 await catalog.start()
-                if catalog.epoch != epoch:  # the first time, or the catalog was set aside and a new one made
+                if catalog.epoch != epoch:  # the first time, or the catalog went away under us
                     report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=self._on_pool)
                     epoch = catalog.epoch
                     if report.calls_closed:

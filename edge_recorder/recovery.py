@@ -65,9 +65,9 @@ class Report:
 async def recover(catalog: Catalog, data_dir: Path, *, now: Callable[[], Instant], on_pool: OnPool) -> Report:
     """Close the calls of recorders that died: what every start does. Without dead recorders it looks at nothing else.
 
-    An empty catalog beside a full spool is a lost one: then everything is replayed.
+    A new catalog is first built from all of the spool: the one before it was lost, or there was none.
     """
-    if await catalog.is_lost():
+    if not await catalog.is_whole():
         return await repair(catalog, data_dir, now=now, on_pool=on_pool)
     report = Report()
     for writer in await on_pool(spool.writers, data_dir):
@@ -107,6 +107,7 @@ async def repair(
         progress(report)
     for writer in await on_pool(spool.dead_writers, data_dir):
         spool.clear_writer(data_dir, writer)
+    await catalog.mark_whole()
     return report
 
 

@@ -28,7 +28,7 @@ def _store_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
         return url.rstrip("/")
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.strip("/"):
         return url.rstrip("/")
     raise ValueError('expected "s3://bucket/prefix" or "file:///directory"')
 
@@ -133,9 +133,13 @@ class Settings(Section):
         """
         file = Path(path) if path is not None else next((each for each in search_path(environ) if each.exists()), None)
         tables = _read(file) if file is not None else {}
+        sources = [str(file)] if file is not None else []
         for section, key, value in _variables(environ):
-            tables.setdefault(section, {})[key] = value
-        return cls.of(tables, source=str(file) if file is not None else "the environment")
+            table = tables.setdefault(section, {})
+            if isinstance(table, dict):  # what is not is refused below
+                table[key] = value
+            sources = [*sources[:1], "the environment"] if file is not None else ["the environment"]
+        return cls.of(tables, source=" and ".join(sources) or "the environment")
 
     @classmethod
     def of(cls, tables: Mapping[str, Any], *, source: str = "settings") -> Self:
@@ -209,6 +213,8 @@ def _secret(name: str, path: str) -> str:
         raise SettingsError(
             f"{name}: cannot read {path}: {error.strerror}", fix="Check the path and its permissions"
         ) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}: {path} is not text", fix="Write the secret into it as one line") from None
 
 
 def _explain(error: ValidationError) -> str:

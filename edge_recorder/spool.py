@@ -15,6 +15,7 @@ A name says all that it is: no table is needed to find a call's files or to know
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -95,6 +96,7 @@ def prepare(data_dir: Path) -> str:
         _refuse_network(data_dir)
         durable.make_dirs(data_dir.absolute() / "spool")
         durable.make_dirs(data_dir.absolute() / "writers")
+        _refuse_read_only(data_dir)
         if not (data_dir / "node.json").exists():
             _make_node(data_dir)
     except OSError as error:
@@ -141,14 +143,34 @@ class WriterLock:
     """The lock of one recorder, held for its life: while it is, nobody salvages what that recorder writes."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.name = f"{boot_id()}-{secrets.token_hex(4)}"
-        self._path = _writer_path(data_dir, self.name)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            self.name = f"{boot_id()}-{secrets.token_hex(4)}"
+            self._path = _writer_path(data_dir, self.name)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
+            if _try_lock(self._fd) and _is_at(self._fd, self._path):
+                break
+            os.close(self._fd)  # a recovery took it for a dead one's before it was locked
+        _writer_fds.add(self._fd)
 
-    def release(self) -> None:
-        self._path.unlink(missing_ok=True)
+    def release(self, *, finished: bool) -> None:
+        """Let go. A recorder that leaves something unfinished leaves its lock file, which calls for recovery."""
+        if finished:
+            self._path.unlink(missing_ok=True)
+        _writer_fds.discard(self._fd)
         os.close(self._fd)
+
+
+_writer_fds: set[int] = set()  # of this process's writer locks
+
+
+def _let_go_in_child() -> None:
+    """Close what a forked child inherits: its parent's lock would outlive the parent there."""
+    for fd in _writer_fds:
+        os.close(fd)
+    _writer_fds.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
@@ -157,10 +179,11 @@ def taken_over(data_dir: Path, writer: str) -> Iterator[bool]:
     path = _writer_path(data_dir, writer)
     left_behind = path.exists()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
+    held = _try_lock(fd) and _is_at(fd, path)  # who held it before may have removed it
     try:
-        yield _try_lock(fd) and path.exists()
+        yield held
     finally:
-        if not left_behind:
+        if held and not left_behind:
             path.unlink(missing_ok=True)
         os.close(fd)
 
@@ -171,6 +194,14 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Say whether `path` still names the file that is open as `fd`."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def writers(data_dir: Path) -> list[str]:
@@ -221,6 +252,12 @@ def _make_node(data_dir: Path) -> None:
         durable.create_new(data_dir / "node.json", json.dumps(node).encode())
     except FileExistsError:
         return  # another process was first: that node it is
+
+
+def _refuse_read_only(data_dir: Path) -> None:
+    for directory in (data_dir, data_dir / "spool", data_dir / "writers"):
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written", str(directory))
 
 
 def _refuse_network(data_dir: Path) -> None:

@@ -112,7 +112,8 @@ class Tape:
     def advance(self, items: Iterable[Item], *, now: int, sync: bool, ending: Ending | None = None) -> Progress:
         """Move the call to `now` (nanoseconds from its start). Never raises for what the disk does."""
         progress = Progress()
-        self._take_in(items, now)
+        # What the speaker would have played after the end, while a slow disk was waited for, was never heard.
+        self._take_in(items, now if ending is None else min(now, ending.at))
         if ending is not None and self._ending is None:
             self._begin_ending(ending)
         sync = sync or self._ending is not None
@@ -165,19 +166,25 @@ class Tape:
         for track, chunks in heard.items():
             self._hear(track, chunks)
         for track_on_disk in self._tracks.values():
-            track_on_disk.take(track_on_disk.timeline.release(now))
+            due, late = track_on_disk.timeline.release(now)
+            track_on_disk.take(due)
+            self._mark_late(track_on_disk, late)
 
     def _hear(self, name: str, chunks: list[Chunk]) -> None:
         track = self._tracks[name]
-        self._mark_ranges(SpanKind.LATE, track, track.timeline.hear(chunks), "came for a place already written")
+        self._mark_late(track, track.timeline.hear(chunks))
+
+    def _mark_late(self, track: Track, ranges: list[tuple[int, int]]) -> None:
+        self._mark_ranges(SpanKind.LATE, track, ranges, "came for a place already written")
 
     def _declare(self, name: str, rate: int) -> None:
         tag = self._start.tag(name, rate)
         self._tracks[name] = Track(
             self.directory, tag, segment_ns=self._segment_ns, live=self._live, since=self._next_interval
         )
-        known = {track.name: track.rate for track in self._tracks.values()}
-        if json.loads(self.call.tracks) != known:
+        declared = json.loads(self.call.tracks)
+        known = declared | {name: rate}
+        if declared != known:
             self._say(replace(self.call, tracks=json.dumps(known)))
 
     def _begin_ending(self, ending: Ending) -> None:
@@ -263,15 +270,20 @@ class Tape:
             self._unwritten = []
         if not self._unsynced or not (sync or sealed):
             return []
-        self._journal.sync()
+        try:
+            self._journal.sync()
+        except OSError:
+            # It is never believed again about these: they are written anew.
+            self._unwritten, self._unsynced = self._unsynced + self._unwritten, []
+            raise
         safe, self._unsynced = self._unsynced, []
         return safe
 
     def _give_up_overdue(self, error: OSError) -> None:
         """Turn what the disk has refused for too long into gaps, so that RAM stays bounded."""
         for track in self._tracks.values():
-            if track.unwritten_frames > self._capture.queue_seconds * track.rate:
-                self._mark_ranges(SpanKind.GAP, track, track.drop_unwritten(), f"the disk refused it: {error.strerror}")
+            if track.refused_frames > self._capture.queue_seconds * track.rate:
+                self._mark_ranges(SpanKind.GAP, track, track.drop_refused(), f"the disk refused it: {error.strerror}")
 
     # Small things.
 
@@ -314,3 +326,4 @@ def write_whole(directory: Path, tag: Tag, samples: Samples) -> None:
     except OSError:
         segment.abandon()
         raise
+    segment.close()

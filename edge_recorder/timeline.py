@@ -91,14 +91,22 @@ class Timeline:
         start = max(queued, sample_at(arrived, self.rate)) if self._live else queued
         self._playing.append(Piece(start, samples))
 
-    def release(self, now: int) -> list[Piece]:
-        """Return what is to be written at `now` (nanoseconds from the start), in no particular order."""
+    def release(self, now: int) -> tuple[list[Piece], list[tuple[int, int]]]:
+        """Return what is to be written at `now` (nanoseconds from the start), in no particular order.
+
+        And the ranges of played audio whose places were taken by then: they are late.
+        """
         if self._live:
             heard = _until(self._heard, sample_at(now + int(AHEAD * NANOSECONDS), self.rate))
             played = _until(self._playing, sample_at(now, self.rate))
         else:
             heard, played = _all(self._heard), _all(self._playing)
-        return heard + [kept for piece in played for kept in self._settle(piece)[0]]
+        late: list[tuple[int, int]] = []
+        for piece in played:
+            kept, refused = self._settle(piece)
+            heard += kept
+            late += refused
+        return heard, late
 
     def release_heard(self) -> list[Piece]:
         """Return all heard audio, ahead of time or not: the call is at its end."""

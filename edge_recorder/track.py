@@ -12,6 +12,7 @@ RAM, go to a new file under the next number, and the old one is removed.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class OpenSegment:
         self.tag = tag
         self.frames = 0  # up to the last sample written
         self.suspect = False  # an fsync failed: whatever the file says now is not believed
-        self._path = spool.part_path(spool.segment_path(directory, tag.track, tag.seq))
+        self._sealed_path = spool.segment_path(directory, tag.track, tag.seq)
+        self._path = spool.part_path(self._sealed_path)
         self._unsynced: list[Piece] = []  # in RAM until an fsync has succeeded
         self._named = False
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
@@ -65,27 +67,34 @@ class OpenSegment:
         self.write_header()  # so that salvage knows how far it may believe the file
 
     def seal(self, frames: int) -> Path:
-        """Give the file its full length and its final name, durably, and return that."""
-        sealed = self._path.with_suffix("")
-        if self._fd >= 0:
-            os.ftruncate(self._fd, HEADER_BYTES + frames * SAMPLE_BYTES)
-            self.frames = frames
-            final = replace(self.tag, synced=frames)
-            durable.write_all(self._fd, wav.header(final, frames=frames), at=0)
-            self.suspect = True
-            durable.sync_data(self._fd)
-            self.suspect = False
-            self.tag = final
-            self.close()
-        if not sealed.exists():
-            self._path.rename(sealed)
-        durable.fsync_dir(sealed.parent)
-        return sealed
+        """Give the file its full length and its final name, durably, and return that. It stays open, to be retried."""
+        os.ftruncate(self._fd, HEADER_BYTES + frames * SAMPLE_BYTES)
+        self.frames = frames
+        self.write_header()  # it says what was synced before; that all of it is, the name says
+        self.suspect = True
+        durable.sync_data(self._fd)
+        self.suspect = False
+        self._unsynced.clear()
+        if self._path != self._sealed_path:
+            self._path.rename(self._sealed_path)
+            self._path = self._sealed_path
+        durable.fsync_dir(self._path.parent)
+        return self._path
 
     def read(self, start: int, frames: int) -> Samples:
         """Return samples from `start` within the file; short where it ends."""
         data = os.pread(self._fd, frames * SAMPLE_BYTES, HEADER_BYTES + start * SAMPLE_BYTES)
         return np.frombuffer(data, "<i2", count=len(data) // SAMPLE_BYTES)
+
+    @property
+    def refused_frames(self) -> int:
+        """Frames that are in RAM because no fsync of them is believed."""
+        return sum(len(piece.samples) for piece in self._unsynced) if self.suspect else 0
+
+    def drop_refused(self) -> list[Piece]:
+        """Give up what is in RAM only, and return it: the next `move_to` leaves it out."""
+        dropped, self._unsynced = (self._unsynced, []) if self.suspect else ([], self._unsynced)
+        return dropped
 
     def move_to(self, directory: Path, seq: int) -> OpenSegment:
         """Return a new file with all that is known of this one; this one is removed once the new one is synced."""
@@ -104,9 +113,10 @@ class OpenSegment:
         return new
 
     def abandon(self) -> None:
-        """Remove the file: another holds all that it held."""
+        """Remove the file: another holds all that it held. One that cannot be removed is recovery's to set aside."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -131,9 +141,10 @@ class Track:
         self.timeline = Timeline(tag.rate, live=live, start=self._cut(since))
 
     @property
-    def unwritten_frames(self) -> int:
+    def refused_frames(self) -> int:
         """Frames that the disk has refused so far."""
-        return sum(len(piece.samples) for piece in self._unwritten)
+        unsynced = sum(segment.refused_frames for segment in self._open.values())
+        return unsynced + sum(len(piece.samples) for piece in self._unwritten)
 
     def take(self, pieces: list[Piece]) -> None:
         """Take in what is due; the next `write` puts it on disk."""
@@ -154,10 +165,12 @@ class Track:
         for interval in changed:
             self._open[interval].write_header()
 
-    def drop_unwritten(self) -> list[tuple[int, int]]:
+    def drop_refused(self) -> list[tuple[int, int]]:
         """Give up what the disk has refused, and return its ranges (first, end)."""
         dropped, self._unwritten = self._unwritten, []
-        return [(piece.start, piece.end) for piece in dropped]
+        for segment in self._open.values():
+            dropped += segment.drop_refused()
+        return sorted((piece.start, piece.end) for piece in dropped)
 
     def sync(self) -> None:
         """Make everything written survive power loss; a file whose fsync fails is replaced by a new one.
@@ -190,6 +203,7 @@ class Track:
         segment = self._segment(interval)
         path = segment.seal(end - first)
         fact = segment_fact(segment.tag, wav.read_file(path)[1], now=now)
+        segment.close()
         self.timeline.close_until(end)
         self._sealed[interval] = fact
         del self._open[interval]

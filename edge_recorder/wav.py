@@ -16,6 +16,7 @@ import json
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,9 @@ class Tag:
     synced: int = 0  # frames that were fsynced for certain
 
 
+_FIELDS = {"format": int, **get_type_hints(Tag)}
+
+
 def header(tag: Tag, *, frames: int) -> bytes:
     """Return the 512 bytes before the samples."""
     text = json.dumps({"format": TAG_FORMAT, **asdict(tag)}, separators=(",", ":")).encode().ljust(_TAG_BYTES)
@@ -71,9 +75,11 @@ def read_tag(data: bytes) -> Tag:
         if len(data) < HEADER_BYTES or data[:4] != b"RIFF" or data[_TAG_AT : _TAG_AT + 4] != _TAG:
             raise ValueError("no segment header")  # noqa: TRY301 (one handler says it for all)
         fields = json.loads(data[_TAG_AT + 8 : _TAG_AT + 8 + _TAG_BYTES])
+        if {name: type(value) for name, value in fields.items()} != _FIELDS:
+            raise ValueError("the tag's fields are not as we write them")  # noqa: TRY301
         fields.pop("format")
         return Tag(**fields)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError) as error:
         raise IntegrityMismatch(f"the header is not a segment's: {error}") from None
 
 

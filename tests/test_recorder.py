@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from edge_recorder import (
 from edge_recorder.catalog.connection import Catalog
 
 RATE = 8000
+ALL = {"external_id": None, "limit": 100}
 
 
 def settings(data_dir: Path, **capture: Any) -> Settings:
@@ -146,12 +148,13 @@ def test_flush_from_any_thread_reaches_the_disk(recorder: Recorder, data_dir: Pa
 def test_facts_are_kept_beside_the_audio(recorder: Recorder, data_dir: Path) -> None:
     """Messages and usage become rows, exact and cleaned of what no database stores."""
     with recorder.start_call(external_id="CA1", tags=["vip"], metadata={"plan": "gold"}) as call:
-        call.add_message("user", "Hel\0lo \ud800!", at=1.2, metadata={"language": "en"})
+        call.add_message("user", "Hel\0lo \ud800!", at=1.2, metadata={"a\0": ["\ud800", "\\u0000"]})
         call.add_usage("tts", quantity="412", unit="character", cost=Decimal("0.0000100"), currency="EUR")
     (message,) = rows(data_dir, "messages.of_call", call_id=call.id)
     (usage,) = rows(data_dir, "usage.of_call", call_id=call.id)
     (row,) = rows(data_dir, "calls.get", call_id=call.id)
     assert (message["text"], message["start_s"]) == ("Hel\ufffdlo \ufffd!", 1.2)
+    assert json.loads(message["metadata"]) == {"a\ufffd": ["\ufffd", "\\u0000"]}
     assert (usage["quantity"], usage["cost"], usage["currency"]) == ("412", "0.0000100", "EUR")
     assert (row["external_id"], row["tags"], row["metadata"]) == ("CA1", '["vip"]', '{"plan": "gold"}')
     assert row["state"] == "ended"
@@ -230,6 +233,7 @@ def test_bad_audio_is_refused_before_any_harm(
         ({"pace": "fast"}, "live, media"),
         ({"metadata": {"x": object()}}, "metadata is not JSON"),
         ({"metadata": {"x": float("nan")}}, "metadata is not JSON"),
+        ({"external_id": 7}, "7 is not text"),
     ],
 )
 def test_bad_start_is_refused(recorder: Recorder, data_dir: Path, arguments: dict[str, Any], says: str) -> None:
@@ -295,6 +299,7 @@ def test_record_false_keeps_facts_without_audio(recorder: Recorder, data_dir: Pa
     """A call with record=False takes audio silently, keeps none of it, and still has its row."""
     with recorder.start_call(tracks={"user": RATE}, record=False) as call:
         call.write("user", noise(800))
+        call.end_track("user")
     assert (call.recording, call.reason) == (False, "record=False")
     assert not rows(data_dir, "segments.of_call", call_id=call.id)
 
@@ -333,6 +338,43 @@ def test_catalog_that_cannot_be_opened_keeps_nobody_from_recording(data_dir: Pat
         call.write("user", noise(RATE))
         assert call.end().result(10).complete
     assert np.array_equal(track_of(data_dir, call.id, "user"), noise(RATE))
+
+
+def test_catalog_deleted_under_a_running_recorder_is_rebuilt(recorder: Recorder, data_dir: Path) -> None:
+    """With catalog.db gone in the middle, recording goes on, and every row comes back from the journals."""
+    first = recorder.start_call(external_id="before", tracks={"user": RATE}, pace="media")
+    first.write("user", noise(RATE))
+    assert first.end().result(10).complete
+    second = recorder.start_call(external_id="during", tracks={"user": RATE}, pace="media")
+    second.write("user", noise(RATE))
+    second.flush().result(10)
+    for leftover in data_dir.glob("catalog.db*"):
+        leftover.unlink()
+    second.write("user", noise(RATE))
+    assert second.end().result(10).complete
+    recorder.start_call(external_id="after").end().result(10)  # its row is committed after the others are back
+    states = {row["external_id"]: (row["state"], row["segments"]) for row in rows(data_dir, "calls.list", **ALL)}
+    assert states == {"before": ("ended", 2), "during": ("ended", 4), "after": ("ended", 0)}
+
+
+def test_unfinished_close_calls_for_recovery(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a closing recorder could not finish is salvaged by the next one, though nobody died."""
+
+    def broken(fd: int, data: Any, *, at: int | None = None) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Recorder(settings(data_dir)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", noise(800))
+        call.flush().result(10)
+        monkeypatch.setattr(durable, "write_all", broken)
+        call.write("user", noise(800))
+    monkeypatch.undo()
+    with Recorder(settings(data_dir)) as recorder:
+        recorder.start_call().end().result(10)
+    (row,) = rows(data_dir, "calls.get", call_id=call.id)
+    assert row["state"] == "interrupted"
+    assert np.array_equal(track_of(data_dir, call.id, "user"), noise(800))
 
 
 def test_unusable_data_dir_is_said_at_once(tmp_path: Path) -> None:

@@ -25,11 +25,14 @@ from typing import Any, Self
 
 import aiosqlite
 
-from edge_recorder import spool
 from edge_recorder.catalog import migrate, sqlite
 from edge_recorder.catalog.statements import Statement, statement
-from edge_recorder.errors import EdgeRecorderError, NoCatalog
+from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, NoCatalog
 
+# A statement that is not there, or values that SQLite cannot hold: a lone surrogate, a number past 64 bits.
+_UNIT_ERRORS = (sqlite.Error, KeyError, TypeError, ValueError, OverflowError)
+
+WHOLE = "whole"  # the name in agent_state that says that the catalog was built from all of the spool
 GROUP_LIMIT = 200  # statements committed at once
 LOOK_INTERVAL = 1.0  # seconds after which an idle owner looks whether another wants to be alone
 
@@ -120,17 +123,20 @@ class Catalog:
         row = await self.fetch_one("agent_state.get", name=name)
         return row["value"] if row else None
 
-    async def is_lost(self) -> bool:
-        """Say whether this is an empty catalog beside a spool with calls: the one that knew them is gone."""
-        no_call = await self.fetch_one("calls.any") is None
-        return no_call and next(spool.call_dirs(self.path.parent), None) is not None
+    async def is_whole(self) -> bool:
+        """Say whether this catalog knows every call of the spool: a new one does not, until it was rebuilt."""
+        return await self.get_state(WHOLE) is not None
+
+    async def mark_whole(self) -> None:
+        """Note that recovery has gone through the whole spool."""
+        await self.write("agent_state.put", name=WHOLE, value="true")
 
     async def close(self) -> None:
         """Commit what is queued, then close the connection and let go of the guard."""
-        if self._owner is not None:
+        owner, self._owner = self._owner, None  # nothing more is taken in
+        if owner is not None:
             self._queue.put_nowait(None)
-            await asyncio.shield(self._owner)
-            self._owner = None
+            await asyncio.shield(owner)
         await self._disconnect()
 
     async def _submit(self, statements: Sequence[Statement], *, reads: bool) -> Any:
@@ -179,12 +185,15 @@ class Catalog:
             _settle(unit.answer, error)
 
     async def _read(self, units: list[_Unit]) -> list[Any]:
-        answers: list[Any] = []
-        for unit in units:
-            ((name, values),) = unit.statements
-            rows = await self._open_connection.execute_fetchall(statement(name), dict(values))
-            answers.append([dict(row) for row in rows])
-        return answers
+        return [await self._fetch(self._open_connection, unit) for unit in units]
+
+    async def _fetch(self, connection: aiosqlite.Connection, unit: _Unit) -> Any:
+        ((name, values),) = unit.statements
+        try:
+            rows = await connection.execute_fetchall(statement(name), dict(values))
+        except _UNIT_ERRORS as error:
+            return self._own_fault(error)
+        return [dict(row) for row in rows]
 
     async def _commit(self, units: list[_Unit]) -> list[Any]:
         """Commit all of `units` as one transaction. A unit that SQLite refuses is rolled back alone."""
@@ -201,13 +210,23 @@ class Catalog:
     async def _apply(self, connection: aiosqlite.Connection, unit: _Unit) -> Any:
         await connection.execute("SAVEPOINT unit")
         try:
-            changed = [(await connection.execute(statement(name), values)).rowcount for name, values in unit.statements]
-        except (sqlite.driver.IntegrityError, sqlite.driver.ProgrammingError) as error:
+            answer: Any = [
+                (await connection.execute(statement(name), values)).rowcount for name, values in unit.statements
+            ]
+        except _UNIT_ERRORS as error:
+            answer = self._own_fault(error)
             await connection.execute("ROLLBACK TO unit")
-            return sqlite.translate(error, self.path)
-        finally:
-            await connection.execute("RELEASE unit")
-        return changed
+        await connection.execute("RELEASE unit")
+        return answer
+
+    def _own_fault(self, error: Exception) -> EdgeRecorderError:
+        """Return what is wrong with a unit. An error that is the catalog's, and so everybody's, is raised on."""
+        if not isinstance(error, sqlite.Error):
+            return EdgeRecorderError(f"{self.path} cannot take it: {type(error).__name__}: {error}")
+        translated = sqlite.translate(error, self.path)
+        if isinstance(translated, CatalogBusy | CatalogBroken):
+            raise error
+        return translated
 
     @property
     def _open_connection(self) -> aiosqlite.Connection:
@@ -227,21 +246,24 @@ class Catalog:
     async def _connect(self) -> None:
         """Take the guard shared and open the catalog, making or migrating it first where that is needed."""
         while self._connection is None:
-            self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))
-            connection = aiosqlite.Connection(partial(migrate.open_current, self.path), iter_chunk_size=64)
             try:
-                self._connection = await connection
-                self._inode = _inode(self.path)
-                ((self.node_id, self.epoch),) = await connection.execute_fetchall(statement("identity"))
-            except migrate.NotCurrent:
-                await self._disconnect()
-                await asyncio.to_thread(migrate.bring_up_to_date, self.path, create_for=self._create_for)
+                await self._try_to_connect()
             except sqlite.Error as error:
-                await self._disconnect()
                 raise sqlite.translate(error, self.path) from error
-            except BaseException:
-                await self._disconnect()
-                raise
+
+    async def _try_to_connect(self) -> None:
+        self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))
+        connection = aiosqlite.Connection(partial(migrate.open_current, self.path), iter_chunk_size=64)
+        try:
+            self._connection = await connection
+            self._inode = _inode(self.path)
+            ((self.node_id, self.epoch),) = await connection.execute_fetchall(statement("identity"))
+        except migrate.NotCurrent:
+            await self._disconnect()
+            await asyncio.to_thread(migrate.bring_up_to_date, self.path, create_for=self._create_for)
+        except BaseException:
+            await self._disconnect()
+            raise
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -66,7 +66,7 @@ def bring_up_to_date(path: Path, *, create_for: str | None) -> None:
     """Make the catalog for node `create_for` where there is none, or migrate it, alone.
 
     Raises:
-        NoCatalog: There is none, and `create_for` is None.
+        NoCatalog: There is none, or an empty file, and `create_for` is None.
     """
     if not path.exists() and create_for is None:
         raise NoCatalog(
@@ -79,7 +79,9 @@ def bring_up_to_date(path: Path, *, create_for: str | None) -> None:
             connection = sqlite.connect(path, create=create_for is not None)
             try:
                 if _version(connection) == 0:
-                    _create(connection, node_id=create_for or "")
+                    if create_for is None:
+                        raise NoCatalog(f"{path} is empty", fix="Start a recorder, or run `edge-recorder repair local`")
+                    _create(connection, node_id=create_for)
                 for version, script in _steps(after=_version(connection)):
                     _run(connection, script, version)
             finally:
@@ -94,7 +96,8 @@ def wait_for_requester(path: Path) -> None:
         return
     try:
         fcntl.flock(request, fcntl.LOCK_EX)
-        request_path(path).unlink(missing_ok=True)
+        if _is_at(request, request_path(path)):  # and not the next one's
+            request_path(path).unlink()
     finally:
         os.close(request)
 
@@ -104,12 +107,17 @@ def _lock(path: Path, how: int) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         fcntl.flock(fd, how)
-        try:
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                return fd
-        except FileNotFoundError:
-            pass
+        if _is_at(fd, path):
+            return fd
         os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Say whether `path` still names the file that is open as `fd`."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

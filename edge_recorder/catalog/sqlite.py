@@ -50,10 +50,11 @@ def connect(path: Path, *, create: bool) -> sqlite3.Connection:
         )
     connection = _open(path, mode="rwc" if create else "rw")
     try:
-        _check_kind(connection, path)
-        connection.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe() else 'DELETE'}")
-        # NORMAL would lose acknowledged rows at power loss in WAL mode.
-        connection.execute(f"PRAGMA synchronous = {'FULL' if wal_is_safe() else 'EXTRA'}")
+        if _is_new(connection, path):
+            connection.execute(f"PRAGMA journal_mode = {'WAL' if wal_is_safe() else 'DELETE'}")
+        # A DELETE catalog stays one: a process with an old SQLite may have it open. NORMAL would lose acknowledged
+        # rows at power loss in WAL mode, FULL a whole transaction in DELETE mode.
+        connection.execute(f"PRAGMA synchronous = {'FULL' if _mode(connection) == 'wal' else 'EXTRA'}")
     except BaseException:
         connection.close()
         raise
@@ -87,13 +88,19 @@ def _is_wal(path: Path) -> bool:
     """Ask through SQLite, read-only: reading the file ourselves would drop this process's POSIX locks on it."""
     connection = _open(path, mode="ro")
     try:
-        return bool(connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
+        return _mode(connection) == "wal"
     finally:
         connection.close()
 
 
-def _check_kind(connection: sqlite3.Connection, path: Path) -> None:
+def _mode(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Say whether there is nothing in the database yet; what is there must be a catalog's."""
     (kind,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables and kind != APPLICATION_ID:
         raise CatalogBroken(f"{path} is a database, but not a catalog", fix="Choose another data_dir")
+    return not tables

@@ -147,9 +147,6 @@ SELECT * FROM calls WHERE call_id = :call_id
 -- A call by its own id, the beginning of that, or the provider's id; latest first.
 SELECT * FROM calls WHERE call_id = :ref OR external_id = :ref OR call_id LIKE :ref || '%' ORDER BY started_at DESC LIMIT 2
 
--- name: calls.any
-SELECT call_id FROM calls LIMIT 1
-
 -- name: calls.live
 SELECT call_id, started_at FROM calls WHERE state = 'live'
 
