@@ -7,7 +7,11 @@ Records calls on local disk first: audio as segments, facts in a journal and a S
         call.write("user", pcm)
 """
 
-from edge_recorder.call import Call, CallSummary, Pending
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from edge_recorder.errors import (
     CallEnded,
     CallerError,
@@ -25,8 +29,11 @@ from edge_recorder.errors import (
     UnknownTrack,
     UnsafeRuntime,
 )
-from edge_recorder.recorder import Recorder
-from edge_recorder.settings import Settings
+
+if TYPE_CHECKING:
+    from edge_recorder.call import Call, CallSummary, Pending
+    from edge_recorder.recorder import Recorder
+    from edge_recorder.settings import Settings
 
 __all__ = [
     "Call",
@@ -50,3 +57,18 @@ __all__ = [
     "UnknownTrack",
     "UnsafeRuntime",
 ]
+
+# Loaded at their first use: an agent with nothing to do must not pay for numpy and all of capture.
+_WHERE = {
+    "Call": "edge_recorder.call",
+    "CallSummary": "edge_recorder.call",
+    "Pending": "edge_recorder.call",
+    "Recorder": "edge_recorder.recorder",
+    "Settings": "edge_recorder.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
