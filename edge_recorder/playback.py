@@ -22,7 +22,7 @@ import numpy as np
 from edge_recorder import mixing, spool, wav
 from edge_recorder.errors import IntegrityMismatch
 from edge_recorder.model import Segment
-from edge_recorder.wav import Samples, silence
+from edge_recorder.wav import Samples, padded
 
 BLOCK = 65_536  # samples read at once when all of a stream is wanted
 
@@ -98,8 +98,7 @@ class Stereo:
 
     def _channel(self, voice: Playback, start: int, frames: int) -> Samples:
         def read(_: str, first: int, count: int) -> Samples:
-            there = voice.read(first, count)
-            return np.concatenate((there, silence(count - len(there))))
+            return padded(voice.read(first, count), count)
 
         return mixing.stretch("", voice.rate, rate=self.rate, first=start, frames=frames, read=read)
 

@@ -19,7 +19,7 @@ from edge_recorder.mixing import mix
 from edge_recorder.model import MIXED, CallState, Fact, Instant, Pace, SpanKind
 from edge_recorder.settings import Capture
 from edge_recorder.timeline import NANOSECONDS, Chunk, Piece, instant_of, joined, sample_at
-from edge_recorder.track import OpenSegment, Track, segment_fact
+from edge_recorder.track import OpenSegment, Track, attempt_all, segment_fact
 from edge_recorder.wav import Samples, Tag
 
 
@@ -201,12 +201,10 @@ class Tape:
     def _write(self) -> None:
         if self._journal is None:
             self._journal = Journal(self.directory / spool.JOURNAL, self._start)
-        for track in self._tracks.values():
-            track.write()
+        attempt_all(track.write for track in self._tracks.values())
 
     def _sync_tracks(self) -> None:
-        for track in self._tracks.values():
-            track.sync()
+        attempt_all(track.sync for track in self._tracks.values())
 
     def _seal_due(self, now: int) -> None:
         while self._is_due(self._next_interval, now):

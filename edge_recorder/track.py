@@ -12,8 +12,10 @@ RAM, go to a new file under the next number, and the old one is removed.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -178,14 +180,17 @@ class Track:
         Raises:
             OSError: The new file failed too. Its audio is still in RAM, and the next call tries again.
         """
-        for interval, segment in list(self._open.items()):
-            try:
-                if not segment.suspect:
-                    segment.sync()
-                    continue
-            except OSError:
-                pass  # the disk's word on this file counts for nothing from here on
-            self._open[interval] = segment.move_to(self._directory, self._take_seq())
+        attempt_all(partial(self._sync_segment, interval) for interval in list(self._open))
+
+    def _sync_segment(self, interval: int) -> None:
+        segment = self._open[interval]
+        try:
+            if not segment.suspect:
+                segment.sync()
+                return
+        except OSError:
+            pass  # the disk's word on this file counts for nothing from here on
+        self._open[interval] = segment.move_to(self._directory, self._take_seq())
 
     def seal(self, interval: int, end: int, *, now: model.Instant) -> model.Segment | None:
         """Seal the segment of `interval`, which ends at sample `end`, and return its fact.
@@ -259,6 +264,22 @@ class Track:
 
     def _cut(self, interval: int) -> int:
         return sample_at(interval * self._segment_ns, self.rate)
+
+
+def attempt_all(attempts: Iterable[Callable[[], None]]) -> None:
+    """Make each attempt, though one before it failed, and then raise the first failure.
+
+    Raises:
+        OSError: The disk refused one of them, or more.
+    """
+    failures = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except OSError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def segment_fact(tag: Tag, samples: Samples, *, now: model.Instant, salvaged: bool = False) -> model.Segment:

@@ -157,8 +157,13 @@ class Catalog:
             while not self._queue.empty() and sum(len(unit.statements) for unit in units if unit) < GROUP_LIMIT:
                 units.append(self._queue.get_nowait())
             closing = None in units
-            await self._answer([unit for unit in units if unit is not None])
-            if self._pause is not None and not closing:
+            taken = [unit for unit in units if unit is not None]
+            try:
+                await self._answer(taken)
+            except BaseException:  # a bug, or the end of the loop: nobody may wait for ever on an owner that is gone
+                self._refuse(taken, EdgeRecorderError(f"{self.path}: its connection broke off"))
+                raise
+            if self._pause is not None and not closing and not all(unit.reads for unit in taken):
                 await self._pause()
 
     async def _look(self) -> None:
@@ -245,6 +250,11 @@ class Catalog:
 
     async def _connect(self) -> None:
         """Take the guard shared and open the catalog, making or migrating it first where that is needed."""
+        if self._create_for is None and not self.path.exists():
+            raise NoCatalog(
+                f"there is no catalog in {self.path.parent}",
+                fix="Check node.data_dir. `edge-recorder init` makes one; `repair local` rebuilds a lost one",
+            )
         while self._connection is None:
             try:
                 await self._try_to_connect()

@@ -119,6 +119,7 @@ CREATE TABLE objects (
     receipt_at      INTEGER             -- when the centre said that it holds the stored row
 ) STRICT;
 CREATE INDEX objects_owed ON objects (next_attempt_at) WHERE state IN ('unknown', 'pending');
+CREATE INDEX objects_set_aside ON objects (object_id) WHERE state = 'quarantined';
 CREATE INDEX objects_by_call ON objects (call_id);
 CREATE INDEX objects_without_receipt ON objects (object_id) WHERE state = 'stored' AND receipt_at IS NULL;
 

@@ -24,6 +24,7 @@ from edge_recorder.errors import EdgeRecorderError, Exit
 
 ENTRY_POINTS = "edge_recorder.commands"
 JSON_VERSION = 1
+EXTRAS = {"aioboto3": "sync", "psycopg": "sync", "watchfiles": "sync", "soundfile": "files", "moto": "demo"}
 
 T = TypeVar("T")
 
@@ -107,18 +108,25 @@ def main() -> None:
     except EdgeRecorderError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        click.echo(f"error: {_missing(error)}", err=True)
+        code = Exit.FAILED
     sys.exit(code if isinstance(code, int) else Exit.DONE)
 
 
 def _needs_extra(name: str, error: ModuleNotFoundError) -> click.Command:
     """Stand in for a command whose packages are not installed, so that `--help` still works for the others."""
-    missing = error.name
 
-    @click.command(name, help=f"(needs the package {missing})", context_settings={"ignore_unknown_options": True})
+    @click.command(name, help=f"(needs the package {error.name})", context_settings={"ignore_unknown_options": True})
     @click.argument("args", nargs=-1)
-    def command(args: tuple[str, ...]) -> None:
-        raise EdgeRecorderError(
-            f"`{name}` needs the package {missing}", fix="Install it with its extra: pip install 'edge-recorder[sync]'"
-        )
+    def command(args: tuple[str, ...]) -> None:  # noqa: ARG001 (whatever it was given)
+        raise _missing(error)
 
     return command
+
+
+def _missing(error: ModuleNotFoundError) -> EdgeRecorderError:
+    extra = EXTRAS.get(error.name or "", "sync")
+    return EdgeRecorderError(f"this needs the package {error.name}", fix=f"pip install 'edge-recorder[{extra}]'")

@@ -96,7 +96,7 @@ begin
 {takes}
 end
 $$;
-"""  # noqa: S608 (made of our own names, and checked in)
+"""
 
 
 def _take_if_sent(table: str) -> str:
@@ -137,7 +137,7 @@ as $$
     where held.node_id = excluded.node_id
       and (held.generation, held.change_seq) < (excluded.generation, excluded.change_seq)
 $$;
-"""  # noqa: S608 (made of our own names, and checked in)
+"""
 
 
 def _purpose(entity: Entity) -> str:

@@ -1,0 +1,70 @@
+"""`repair local`: disk and catalog brought together again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_recorder.console import columns, progress
+from edge_recorder.errors import NoCatalog
+
+if TYPE_CHECKING:
+    from edge_recorder.recovery import Report
+
+SAID = {
+    "calls_seen": "calls seen",
+    "calls_closed": "calls of dead recorders closed",
+    "calls_left_alone": "calls of living recorders left alone",
+    "segments_salvaged": "unfinished segments salvaged",
+    "segments_adopted": "segments adopted that no journal knew",
+    "segments_mixed": "mixed segments made",
+    "files_quarantined": "files set aside in quarantine/",
+    "torn_lines": "torn journal lines passed over",
+    "rows_replayed": "rows replayed from journals",
+}
+
+
+@click.group()
+def repair() -> None:
+    """Repair what a crash or a person broke. Nothing is deleted, and every repair may be run again."""
+
+
+@repair.command()
+@click.pass_obj
+def local(app: Any) -> None:
+    """Bring this node's disk and catalog together: salvage, adopt, replay the journals, close dead calls.
+
+    Every recorder does this at its start for the recorders that died; this looks at every call. A lost catalog is made
+    anew from the journals.
+    """
+    report = app.run(_repair(app.settings.node.data_dir))
+    counts = asdict(report)
+    app.show(counts, columns((SAID.get(name, name), count) for name, count in counts.items()))
+
+
+async def _repair(data_dir: Path) -> Report:
+    from edge_recorder import recovery, spool  # noqa: PLC0415 (`--help` needs none of it)
+    from edge_recorder.catalog.connection import Catalog  # noqa: PLC0415
+
+    if not (data_dir / "node.json").exists():
+        raise NoCatalog(f"nothing was ever recorded in {data_dir}", fix="Check node.data_dir")
+    catalog = await Catalog.open(data_dir, create_for=spool.prepare(data_dir))
+    seen = 0
+    try:
+        with progress(sum(1 for _ in spool.call_dirs(data_dir)), "repairing") as bar:
+
+            def show(report: Report) -> None:
+                nonlocal seen
+                bar.update(report.calls_seen - seen)
+                seen = report.calls_seen
+
+            return await recovery.repair(
+                catalog, data_dir, now=lambda: time_ns() // 1000, on_pool=asyncio.to_thread, progress=show
+            )
+    finally:
+        await catalog.close()

@@ -1,0 +1,242 @@
+"""What goes wrong on the way, with real servers: lost replies, killed agents, poison, wrong credentials."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import time_ns
+
+import pytest
+from psycopg.conninfo import make_conninfo
+from sites import SEGMENTS, START, Site
+from taps import Tap
+
+from edge_recorder.catalog.entities import BY_TABLE
+from edge_recorder.errors import Exit
+from edge_recorder.model import Message, message_id
+from sync.leg import TRIES
+
+PROGRAM = Path(sys.executable).with_name("edge-recorder")
+LONG = 1000.0  # seconds; more than any wait
+
+
+def once(sign: bytes) -> Callable[[bytes], bool]:
+    """Return what hears `sign`, the first time alone."""
+    heard = threading.Event()
+
+    def hear(data: bytes) -> bool:
+        if sign not in data or heard.is_set():
+            return False
+        heard.set()
+        return True
+
+    return hear
+
+
+def central_by_way_of(site: Site, port: int) -> None:
+    store, central = site.settings.store, site.settings.central
+    assert store is not None
+    assert central is not None
+    site.node.configure(
+        store={"url": store.url, "endpoint_url": store.endpoint_url},
+        central={"dsn": make_conninfo(central.dsn.get_secret_value(), port=port)},
+    )
+
+
+@pytest.mark.parametrize("said", [b"recorder.hello", b"recorder.heartbeat", b"recorder.ingest"])
+def test_lost_reply_is_asked_for(site: Site, said: bytes) -> None:
+    """What the centre did though its reply was lost is not done again, and the same pass goes on."""
+    site.call()
+    with Tap(site.before_postgres.port, once(said)) as tap:
+        central_by_way_of(site, tap.port)
+        assert site.sync().exit_code == Exit.DONE
+    site.check_complete()
+    (last,) = site.node.fetch("changes.last")
+    assert site.query("select cursor from recorder.epochs") == [(last["seq"],)]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("when", "stride"), [("before it is sent", 3), ("at its reply", 1)])
+def test_killed_agent_leaves_nothing_undone_or_doubled(site: Site, when: str, stride: int) -> None:
+    """An agent killed at any message of a pass leaves what the next pass completes, once."""
+    for calls, step in enumerate(itertools.count(1, stride), 1):
+        site.call(seed=10 * step)
+        finished = run_killed(site, step, after=when == "at its reply")
+        site.clock.at = time_ns() // 1000
+        assert site.sync().exit_code == Exit.DONE
+        site.check_complete(calls=calls)
+        if finished:
+            break
+    assert step > SEGMENTS
+
+
+def run_killed(site: Site, step: int, *, after: bool) -> bool:
+    """Run a pass that is killed at message `step` to S3 or Postgres, or at its reply. True: it ended by itself."""
+    store = site.settings.store
+    assert store is not None
+    messages = itertools.count(1)
+    process: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        process[0].kill()
+
+    def hear(_: bytes) -> bool:
+        due = next(messages) == step
+        if due and not after:
+            kill()
+            raise ConnectionResetError
+        return due
+
+    with Tap(site.before_s3.port, hear, kill) as s3, Tap(site.before_postgres.port, hear, kill) as postgres:
+        environment = {
+            "EDGE_RECORDER_STORE__ENDPOINT_URL": s3.endpoint_url,
+            "EDGE_RECORDER_CENTRAL__DSN": make_conninfo(dsn_of(site), port=postgres.port),
+        }
+        command = [str(PROGRAM), "--config", str(site.node.config), "sync"]
+        process.append(subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL))
+        return process[0].wait() != -signal.SIGKILL
+
+
+def dsn_of(site: Site) -> str:
+    central = site.settings.central
+    assert central is not None
+    return central.dsn.get_secret_value()
+
+
+def test_poison_file_holds_up_nobody(site: Site) -> None:
+    """A file that is gone and one that is damaged are set aside after five tries; the others have long arrived."""
+    call = site.call()
+    call.path("user", 1).unlink()
+    damaged = call.path("assistant", 2)
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"\0\0")
+    for tries in range(1, TRIES + 1):
+        assert site.sync().exit_code == Exit.PARTIAL
+        assert len(site.bucket.keys()) == SEGMENTS - 2
+        problems = site.node.fetch("objects.problems", limit=9)
+        assert [(row["attempts"], row["error_class"]) for row in problems] == [(tries, "item")] * 2
+        assert all("edge-recorder" in row["last_error"] for row in problems)  # the fix
+        site.clock.go(LONG)
+    assert site.states() == {"stored": SEGMENTS - 2, "quarantined": 2}
+    kinds = site.query("select kind, problem from recorder.problems where kind = 'object quarantined'")
+    assert len(kinds) == 2
+    assert "2 set aside" in site.sync().upload.reason
+    assert damaged.exists()
+
+
+def test_item_waits_between_its_tries(site: Site) -> None:
+    """An item that failed by itself is not tried again before its time."""
+    call = site.call()
+    call.path("user", 1).unlink()
+    site.random = lambda: 1.0
+    site.sync()
+    site.sync()
+    (problem,) = site.node.fetch("objects.problems", limit=9)
+    assert problem["attempts"] == 1
+
+
+def put(site: Site, messages: Sequence[Message]) -> None:
+    site.node.write_all([("put.messages", asdict(message)) for message in messages])
+
+
+def test_poison_row_holds_up_nobody(site: Site) -> None:
+    """Rows that Postgres refuses are set aside at the centre, as text; the others arrive."""
+    call = site.call()
+    texts = [f"text {n}" for n in range(40)]
+    texts[7], texts[23] = "nul \0", "\0" * 9
+    first = Message(message_id="", call_id=call.id, n=0, role="user", text="", created_at=START)
+    put(site, [replace(first, message_id=message_id(call.id, n), n=n, text=texts[n]) for n in range(2, 40)])
+    assert site.sync().exit_code == Exit.DONE
+    texts_there = {text for (text,) in site.query("select text from recorder.messages")}
+    refused = [raw for (raw,) in site.query("select raw from recorder.quarantine order by seq")]
+    assert len(texts_there) + len(refused) == 39
+    assert {"text 6", "text 8", "text 39"} <= texts_there
+    assert any("nul" in raw for raw in refused)
+    assert site.query("select state, audio_owed from recorder.call_list") == [("ended", 0)]
+
+
+def test_large_rows_travel_in_small_batches(site: Site) -> None:
+    """Rows of megabytes arrive, each batch within its bound."""
+    call = site.call()
+    first = Message(message_id="", call_id=call.id, n=0, role="user", text="", created_at=START)
+    put(site, [replace(first, message_id=message_id(call.id, n), n=n, text="x" * 1_500_000) for n in range(2, 8)])
+    assert site.sync().exit_code == Exit.DONE
+    assert site.query("select count(*) from recorder.messages where length(text) = 1500000") == [(6,)]
+
+
+def test_wrong_password_names_what_to_do(site: Site) -> None:
+    """When all that is owed waits for credentials, the exit code says so; corrected, it heals without a requeue."""
+    site.call()
+    right = dsn_of(site)
+    store = site.settings.store
+    assert store is not None
+    stores = {"url": store.url, "endpoint_url": store.endpoint_url}
+    site.node.configure(store=stores, central={"dsn": make_conninfo(right, password="wrong")})
+    summary = site.sync()
+    assert (summary.exit_code, summary.push.error_class, summary.upload.owed) == (Exit.ACCESS, "auth", 0)
+    assert "password" in summary.push.reason
+    site.node.configure(store=stores, central={"dsn": right})
+    assert site.sync().exit_code == Exit.DONE
+    site.check_complete()
+
+
+def test_restored_centre_stops_the_push_and_not_the_audio(site: Site) -> None:
+    """A centre that knows another history is not written to; the audio goes on, and the reason is shown."""
+    site.call()
+    site.sync()
+    site.call(seed=3)
+    with_owner(site, "update recorder.epochs set token = 'of another history', cursor = 1")
+    summary = site.sync()
+    assert (summary.exit_code, summary.upload.owed, summary.push.error_class) == (Exit.PARTIAL, 0, "conflict")
+    assert "epoch" in summary.push.reason
+    assert site.query("select count(*) from recorder.calls") == [(1,)]
+
+
+def with_owner(site: Site, statement: str) -> None:
+    site.query(statement + " returning 1")
+
+
+def test_object_begun_elsewhere_stays_there(site: Site) -> None:
+    """An object that was placed in one store is not put into another when the setting changes."""
+    site.call()
+    site.before_s3.close()
+    site.sync()
+    store = site.settings.store
+    assert store is not None
+    directory = site.node.data_dir.with_name("nas")
+    directory.mkdir()
+    site.node.configure(store={"url": f"file://{directory}"})
+    summary = site.sync()
+    assert (summary.exit_code, list(directory.iterdir())) == (Exit.PARTIAL, [])
+    assert "another store" in summary.upload.reason
+
+
+def test_rebuilt_object_is_asked_for_first(site: Site) -> None:
+    """An object of which only the file is known is found in the store, though by now another format is set."""
+    call = site.call()
+    site.sync()
+    stored = site.bucket.keys()
+    rows = [each | {"state": "unknown"} for each in site.node.fetch("changes.objects", ids=ids(call.segments))]
+    blank = {"store_url": None, "key": None, "format": None, "file_bytes": None, "file_sha256": None, "stored_at": None}
+    known = {column.name for column in BY_TABLE["objects"].columns}
+    site.node.write_all([("put.objects", {k: v for k, v in (row | blank).items() if k in known}) for row in rows])
+    store = site.settings.store
+    assert store is not None
+    site.node.configure(
+        store={"url": store.url, "endpoint_url": store.endpoint_url, "format": "wav"}, central={"dsn": dsn_of(site)}
+    )
+    assert site.sync().exit_code == Exit.DONE
+    assert site.bucket.keys() == stored
+    assert site.states() == {"stored": SEGMENTS}
+    assert {row["format"] for row in site.node.fetch("changes.objects", ids=ids(call.segments))} == {"flac"}
+
+
+def ids(segments: Sequence[object]) -> str:
+    quoted = ",".join(f'"{segment.segment_id}"' for segment in segments)  # type: ignore[attr-defined]
+    return f"[{quoted}]"

@@ -1,0 +1,95 @@
+"""`init` and `repair local`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from nodes import MadeCall, Node, noise
+
+from edge_recorder.commands import cli
+from edge_recorder.errors import CallerError, DataDirError, Exit, SettingsError
+from edge_recorder.settings import Settings
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_init_makes_a_node_that_records(here: Path) -> None:
+    """After `init` alone, the settings are read, the catalog is there, and the text says what comes next."""
+    done = _run("init")
+    assert done.exit_code == 0
+    assert "edge-recorder record" in done.output
+    assert Settings.load("config.toml").node.data_dir == here / "data"
+    assert _run("calls", "list").output == "no calls\n"
+
+
+def test_init_elsewhere(here: Path) -> None:
+    """The settings file and the data directory may be anywhere; the directory is named absolutely."""
+    assert _run("--config", "other.toml", "init", "--data-dir", "deep/er").exit_code == 0
+    assert Settings.load("other.toml").node.data_dir == here / "deep" / "er"
+
+
+def test_init_keeps_what_is_there(here: Path) -> None:
+    """An existing settings file stays without --force; with it the node stays the same, and so do its recordings."""
+    _run("init")
+    node = (here / "data" / "node.json").read_bytes()
+    (here / "config.toml").write_text("mine")
+    done = _run("init")
+    assert isinstance(done.exception, CallerError)
+    assert "--force" in str(done.exception)
+    assert (here / "config.toml").read_text() == "mine"
+    assert _run("init", "--force").exit_code == 0
+    assert (here / "data" / "node.json").read_bytes() == node
+
+
+def test_init_where_nothing_can_be_written(here: Path) -> None:
+    """A data directory or a settings file that cannot be written is an error, and leaves no settings file."""
+    (here / "file").write_text("")
+    assert isinstance(_run("init", "--data-dir", "file/data").exception, DataDirError)
+    assert not (here / "config.toml").exists()
+    assert isinstance(_run("--config", "nowhere/config.toml", "init").exception, SettingsError)
+
+
+@pytest.fixture
+def call(data_dir: Path) -> MadeCall:
+    return Node(data_dir).call({"user": (8000, [noise(800), noise(400)])})
+
+
+def test_repair_brings_a_lost_catalog_back(call: MadeCall) -> None:
+    """With the catalog deleted, `repair local` brings every segment and message back from the journals."""
+    before = call.node.run("--json", "calls", "show", call.id).document
+    for name in ("catalog.db", "catalog.db-wal", "catalog.db-shm"):
+        (call.node.data_dir / name).unlink(missing_ok=True)
+    assert call.node.run("calls", "list").code == Exit.NO_CATALOG
+    report = call.node.run("--json", "repair", "local").document
+    assert (report["calls_seen"], report["files_quarantined"]) == (1, 0)
+    after = call.node.run("--json", "calls", "show", call.id).document
+    assert {row["state"] for row in after["segments"]} == {"unknown"}
+    for name in ("call", "spans", "messages", "usage"):
+        assert after[name] == before[name]
+
+
+def test_repair_of_a_sound_node(call: MadeCall) -> None:
+    """Repairing what is whole changes nothing, and says so."""
+    done = call.node.run("repair", "local")
+    assert done.code == 0
+    assert "files set aside" in done.out
+    assert call.node.run("--json", "calls", "list").document["calls"][0]["audio_owed"] == 2
+
+
+def test_repair_where_nothing_was_recorded(call: MadeCall, here: Path) -> None:
+    """A directory that is no node's is not made one."""
+    (here / "empty").mkdir()
+    call.node.data_dir = here / "empty"
+    call.node.configure()
+    assert call.node.run("repair", "local").code == Exit.NO_CATALOG
+    assert list((here / "empty").iterdir()) == []
