@@ -18,7 +18,6 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -263,9 +262,10 @@ class Catalog:
 
     async def _try_to_connect(self) -> None:
         self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))
-        connection = aiosqlite.Connection(partial(migrate.open_current, self.path), iter_chunk_size=64)
         try:
-            self._connection = await connection
+            # Opened here, as the thread of an aiosqlite connection that fails to open outlives the loop it answers to.
+            opened = await asyncio.to_thread(migrate.open_current, self.path)
+            connection = self._connection = await aiosqlite.Connection(lambda: opened, iter_chunk_size=64)
             self._inode = _inode(self.path)
             ((self.node_id, self.epoch),) = await connection.execute_fetchall(statement("identity"))
         except migrate.NotCurrent:

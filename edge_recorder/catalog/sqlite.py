@@ -79,7 +79,9 @@ def translate(error: Exception, path: Path) -> EdgeRecorderError:
 
 def _open(path: Path, *, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    connection: sqlite3.Connection = driver.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    connection: sqlite3.Connection = driver.connect(
+        uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+    )
     connection.row_factory = driver.Row
     return connection
 
