@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from edge_recorder import model as facts
 from edge_recorder.errors import CallEnded, CallerError, EdgeRecorderError, InvalidAudio, UnknownTrack
 from edge_recorder.tape import Ending, Heard, Item, Lost, Played, TrackDeclared, TrackEnded
-from edge_recorder.timeline import Chunk
+from edge_recorder.timeline import NANOSECONDS, Chunk
 from edge_recorder.wav import SAMPLE_BYTES, Samples
 
 Audio = bytes | bytearray | memoryview | NDArray[np.int16] | NDArray[np.float32]
 
 RATES = range(1_000, 192_001)  # Hz
 FULL_SCALE = 32767
+LONGEST_CALL = 86_400.0  # seconds
 
 T = TypeVar("T")
 
@@ -132,6 +133,7 @@ class Call:
         self.id = fact.call_id
         self.recording = fact.recording
         self.reason = fact.not_recording_reason
+        self._live = fact.pace == facts.Pace.LIVE
         self._queue_seconds = queue_seconds
         self._budget = budget
         self._elapsed = elapsed
@@ -143,6 +145,7 @@ class Call:
         self._items: list[Item] = []
         self._queued_bytes = 0
         self._queued_seconds: dict[str, float] = {}
+        self._lost: dict[str, Lost] = {}
         self._flushes: list[Pending[None]] = []
         self._drains: list[Pending[None]] = []
         self._messages = 0
@@ -164,14 +167,22 @@ class Call:
         Raises:
             InvalidAudio: Odd byte count, wrong dtype or shape, a rate out of range or not the track's.
             UnknownTrack: The track was never declared, and there is no rate.
+            CallerError: `at` is no place in the call, or far ahead of it.
             CallEnded: The call, or the track, has ended.
         """
         samples = as_samples(audio)
         refuse_if_nowhere(at)
         arrived = self._elapsed()
+        if at is not None and at > self._horizon(arrived):
+            raise CallerError(
+                f"at={at} is far ahead of the call, which is at {arrived / NANOSECONDS:.1f} s",
+                fix="Give seconds from the call's start, not a time of day",
+            )
         with self._lock:
             own = self._rate_of(track, rate)
-            self._queue(track, samples, own, arrived, Heard(track, Chunk(samples, at, arrived)))
+            self._queue(
+                Heard(track, Chunk(samples, at, arrived)), samples, Lost(track, len(samples) / own, arrived, at)
+            )
 
     def play(self, track: str, audio: Audio, *, rate: int | None = None) -> None:
         """Hand over audio that was handed to the speaker: it is queued after what still plays.
@@ -182,7 +193,7 @@ class Call:
         arrived = self._elapsed()
         with self._lock:
             own = self._rate_of(track, rate)
-            self._queue(track, samples, own, arrived, Played(track, samples, arrived))
+            self._queue(Played(track, samples, arrived), samples, Lost(track, len(samples) / own, arrived))
 
     def end_track(self, track: str) -> None:
         """Say that nothing more comes on `track`: with pace `media` the other tracks no longer wait for it.
@@ -315,8 +326,9 @@ class Call:
     def take(self) -> Handover:
         """Take what was handed over since the last time. The recorder's own."""
         with self._lock:
-            taken = Handover(self._items, self._flushes, self._drains, self._ending)
+            taken = Handover([*self._items, *self._lost.values()], self._flushes, self._drains, self._ending)
             self._items, self._flushes, self._drains = [], [], []
+            self._lost.clear()
             size, self._queued_bytes = self._queued_bytes, 0
             self._queued_seconds.clear()
         self._budget.give_back(size)
@@ -345,30 +357,28 @@ class Call:
             lost = EdgeRecorderError(f"call {self.id} is not all on disk", fix="The next start salvages what is")
             pending.fail(lost)
 
+    def _horizon(self, elapsed: int) -> float:
+        """Return the last second of the call that audio may be handed over for now."""
+        return elapsed / NANOSECONDS + self._queue_seconds if self._live else LONGEST_CALL
+
     # Within the lock.
 
-    def _queue(self, track: str, samples: Samples, rate: int, arrived: int, item: Item) -> None:
-        """Queue `item`, or where there is no room the fact that it was lost."""
+    def _queue(self, item: Heard | Played, samples: Samples, lost: Lost) -> None:
+        """Queue `item`, or where there is no room that it was `lost`: one note for all until the next `take`."""
+        track = lost.track
         if track in self._ended_tracks:
             raise CallEnded(f"track {track!r} of call {self.id} has ended", fix="Write before end_track()")
         if not self.recording or not len(samples):
             return
-        seconds = len(samples) / rate
         queued = self._queued_seconds.get(track, 0.0)
-        if queued + seconds > self._queue_seconds or not self._budget.take(samples.nbytes):
-            self._lose(track, seconds, arrived)
+        has_room = not queued or queued + lost.seconds <= self._queue_seconds  # one long piece is better than none
+        if not has_room or not self._budget.take(samples.nbytes):
+            before = self._lost.get(track)
+            self._lost[track] = replace(before, seconds=before.seconds + lost.seconds) if before else lost
             return
-        self._queued_seconds[track] = queued + seconds
+        self._queued_seconds[track] = queued + lost.seconds
         self._queued_bytes += samples.nbytes
         self._items.append(item)
-
-    def _lose(self, track: str, seconds: float, arrived: int) -> None:
-        """Note what the queue had no room for; a run of it is one note, so that the queue stays bounded."""
-        last = self._items[-1] if self._items else None
-        if isinstance(last, Lost) and last.track == track:
-            self._items[-1] = Lost(track, last.seconds + seconds, last.arrived)
-        else:
-            self._items.append(Lost(track, seconds, arrived))
 
     def _rate_of(self, track: str, rate: int | None) -> int:
         """Return the rate of `track`, declaring it if this is its first."""
@@ -385,21 +395,31 @@ class Call:
             raise UnknownTrack(
                 f"track {track!r} was never declared", fix="Pass rate= with its first write, or tracks= to start_call"
             )
-        if not isinstance(track, str) or not facts.TRACK_NAME.fullmatch(track) or track == facts.MIXED:
-            raise CallerError(
-                f"{track!r} cannot name a track",
-                fix=f"Use a-z, 0-9 and _ (32 at most), and not {facts.MIXED!r}: we make that",
-            )
-        if isinstance(rate, bool) or not isinstance(rate, int) or rate not in RATES:
-            raise InvalidAudio(f"track {track!r}: rate {rate!r} is not a sample rate", fix="Give 1000 to 192000 Hz")
-        self._rates[track] = rate
+        self._rates[track] = own = checked_rate(track, rate)
         if self.recording:
-            self._items.append(TrackDeclared(track, rate))
-        return rate
+            self._items.append(TrackDeclared(track, own))
+        return own
 
     def _refuse_after_end(self) -> None:
         if self._ending is not None:
             raise CallEnded(f"call {self.id} has ended", fix="Start a new call")
+
+
+def checked_rate(track: str, rate: int) -> int:
+    """Return the rate of a new track as an int, if both can be.
+
+    Raises:
+        CallerError: The name cannot name a track.
+        InvalidAudio: The rate is no sample rate.
+    """
+    if not isinstance(track, str) or not facts.TRACK_NAME.fullmatch(track) or track == facts.MIXED:
+        raise CallerError(
+            f"{track!r} cannot name a track",
+            fix=f"Use a-z, 0-9 and _ (32 at most), and not {facts.MIXED!r}: we make that",
+        )
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
+        raise InvalidAudio(f"track {track!r}: rate {rate!r} is not a sample rate", fix="Give 1000 to 192000 Hz")
+    return int(rate)
 
 
 def as_samples(audio: Audio) -> Samples:

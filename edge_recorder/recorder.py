@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from edge_recorder import model, recovery, spool
-from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending, as_json, clean
+from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending, as_json, checked_rate, clean
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.catalog.statements import Statement, storing
 from edge_recorder.errors import (
@@ -162,6 +162,7 @@ class Recorder:
         loop = self._running_loop()
         if pace not in set(Pace):
             raise CallerError(f"pace={pace!r} is not a pace", fix=f"Use one of {', '.join(Pace)}")
+        rates = {track: checked_rate(track, rate) for track, rate in (tracks or {}).items()}
         started_at, began = now(), time.monotonic_ns()
         reason = self._reason_not_to_record(record)
         fact = model.Call(
@@ -178,14 +179,14 @@ class Recorder:
             recording=reason is None,
             not_recording_reason=reason,
             pace=pace,
-            tracks=json.dumps(dict(tracks or {})),
+            tracks=json.dumps(rates),
             started_at=started_at,
         )
         tape = Tape(fact, self.data_dir, writer=self._writer.name, capture=self.settings.capture, clock=now)
         wake = asyncio.Event()
         call = Call(
             fact,
-            tracks=tracks or {},
+            tracks=rates,
             queue_seconds=self.settings.capture.queue_seconds,
             budget=self._budget,
             elapsed=lambda: time.monotonic_ns() - began,
@@ -400,11 +401,10 @@ class Recorder:
     async def _on_pool(self, work: Callable[..., T], *args: Any) -> T:
         """Do disk work beside the loop; while the interpreter exits, which ends all pools, do it here."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+            future = self._pool.submit(work, *args)
         except RuntimeError:
-            if threading.main_thread().is_alive():
-                raise
             return work(*args)
+        return await asyncio.wrap_future(future)
 
 
 @dataclass(slots=True, eq=False)

@@ -14,8 +14,11 @@ what its name says is moved to quarantine/, with a note; nothing is deleted.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,6 +39,8 @@ from edge_recorder.wav import HEADER_BYTES, SAMPLE_BYTES, Samples, Tag
 
 T = TypeVar("T")
 
+log = logging.getLogger("edge_recorder")
+
 
 class OnPool(Protocol):
     """Runs disk work beside the event loop."""
@@ -50,6 +55,7 @@ class Report:
     calls_seen: int = 0
     calls_closed: int = 0  # of dead recorders
     calls_left_alone: int = 0  # of living recorders
+    calls_failed: int = 0  # the disk refused; tried again the next time
     segments_salvaged: int = 0
     segments_adopted: int = 0
     segments_mixed: int = 0
@@ -74,11 +80,11 @@ async def recover(catalog: Catalog, data_dir: Path, *, now: Callable[[], Instant
         with spool.taken_over(data_dir, writer) as dead:
             if not dead:
                 continue
+            failed = report.calls_failed
             for directory in await on_pool(_calls_of, data_dir, writer):
-                mended, done = await on_pool(_mend, directory, data_dir, now)
-                await _replay(catalog, mended)
-                report.add(done)
-            spool.clear_writer(data_dir, writer)
+                report.add(await _bring_back(catalog, partial(_mend, directory, data_dir, now), on_pool))
+            if report.calls_failed == failed:
+                spool.clear_writer(data_dir, writer)
     return report
 
 
@@ -98,16 +104,25 @@ async def repair(
             report.calls_left_alone += 1
             continue
         with spool.taken_over(data_dir, start.writer) as dead:
-            if dead:
-                facts, done = await on_pool(_mend, directory, data_dir, now)
-            else:
-                facts, done = await on_pool(_read, directory)
-        done.rows_replayed = await _replay(catalog, facts)
-        report.add(done)
+            work = partial(_mend, directory, data_dir, now) if dead else partial(_read, directory)
+            report.add(await _bring_back(catalog, work, on_pool))
         progress(report)
+    if report.calls_failed:
+        return report
     for writer in await on_pool(spool.dead_writers, data_dir):
         spool.clear_writer(data_dir, writer)
     await catalog.mark_whole()
+    return report
+
+
+async def _bring_back(catalog: Catalog, work: Callable[[], tuple[list[Fact], Report]], on_pool: OnPool) -> Report:
+    """Do the disk's part for one call, and replay its facts. A disk that refuses one call does not stop the others."""
+    try:
+        facts, report = await on_pool(work)
+    except OSError as error:
+        log.error("a call cannot be mended now, and waits for the next time: %s", error)  # noqa: TRY400
+        return Report(calls_seen=1, calls_failed=1)
+    report.rows_replayed = await _replay(catalog, facts)
     return report
 
 
@@ -177,21 +192,18 @@ class _Mending:
     def take_in_files(self) -> None:
         """Salvage each `.part`, and adopt each sealed file, that the journal does not know."""
         known = {(fact.track, fact.seq) for fact in self._segments()}
-        places = {(fact.track, fact.first_sample) for fact in self._segments()}
-        # Highest number first: a file whose fsync failed was copied to a higher one, which then holds all of it.
-        for file in reversed(spool.segment_files(self._directory)):
-            if (file.track, file.seq) in known:
-                continue
+        files = [file for file in spool.segment_files(self._directory) if (file.track, file.seq) not in known]
+        superseded = self._superseded(files)
+        for file in files:
             try:
                 tag, samples = self._read_file(file)
-                if not file.sealed and (tag.track, tag.first_sample) in places:
-                    raise IntegrityMismatch("a file with a higher number was made in its place")  # noqa: TRY301
+                if file.path in superseded:
+                    raise IntegrityMismatch("another file of the same place holds all of it")  # noqa: TRY301
             except IntegrityMismatch as error:
                 spool.to_quarantine(self._data_dir, file.path, str(error))
                 self.report.files_quarantined += 1
                 continue
             self._take_in(file, tag, samples)
-            places.add((tag.track, tag.first_sample))
 
     def close_call(self) -> None:
         """End a call that never ended, at its latest sample, with its mix made up to there."""
@@ -234,6 +246,20 @@ class _Mending:
         self._add(call)
         return call
 
+    def _superseded(self, files: list[SegmentFile]) -> set[Path]:
+        """Return the `.part`s of which another file has the place: copied when an fsync failed, whole or in part."""
+        longest = {(fact.track, fact.first_sample): (fact.frames, fact.seq) for fact in self._segments()}
+        places: dict[Path, tuple[tuple[str, int], tuple[int, int]]] = {}
+        for file in files:
+            with suppress(IntegrityMismatch):
+                tag = wav.read_tag(_head(file.path))
+                frames = (file.path.stat().st_size - HEADER_BYTES) // SAMPLE_BYTES
+                place, length = (tag.track, tag.first_sample), (frames, tag.seq)
+                longest[place] = max(longest.get(place, length), length)
+                if not file.sealed:
+                    places[file.path] = (place, length)
+        return {path for path, (place, length) in places.items() if length != longest[place]}
+
     def _read_file(self, file: SegmentFile) -> tuple[Tag, Samples]:
         tag, samples = wav.read_file(file.path)
         if (tag.track, tag.seq, tag.call_id) != (file.track, file.seq, self._start.call_id):
@@ -275,6 +301,8 @@ class _Mending:
         next_seq = 1 + max((fact.seq for fact in mixed), default=0)
         for seq, (start, end) in enumerate(pairwise(edges), next_seq):
             first, last = sample_at(start, rate), sample_at(end, rate)
+            if first == last:
+                continue
             tag = self._start.tag(MIXED, rate, seq=seq, first_sample=first)
             samples = mix(tracks, rate=rate, first=first, frames=last - first, read=read)
             write_whole(self._directory, tag, samples)

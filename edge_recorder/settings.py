@@ -52,7 +52,9 @@ class Capture(Section):
 
     flush_interval: float = Field(default=0.4, gt=0, le=0.5, description="seconds until audio survives SIGKILL")
     fsync_interval: float = Field(default=1.0, gt=0, le=60, description="seconds until audio survives power loss")
-    late_window: float = Field(default=2.0, ge=0, le=60, description="seconds after its cut that a segment stays open")
+    late_window: float = Field(
+        default=2.0, ge=0.1, le=60, description="seconds after its cut that a segment stays open"
+    )
     segment_seconds: int = Field(default=30, ge=1, le=300, description="seconds of audio in one segment")
     mixed_rate: int = Field(
         default=0, ge=0, le=192_000, description="Hz of the mixed track; 0: the highest of its tracks"

@@ -9,18 +9,19 @@ the disk refuses stays in RAM and is tried again by the next `advance`; past `qu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_recorder import model, spool
+from edge_recorder.errors import IntegrityMismatch
 from edge_recorder.journal import Journal, Start
 from edge_recorder.mixing import mix
 from edge_recorder.model import MIXED, CallState, Fact, Instant, Pace, SpanKind
 from edge_recorder.settings import Capture
 from edge_recorder.timeline import NANOSECONDS, Chunk, Piece, instant_of, joined, sample_at
 from edge_recorder.track import OpenSegment, Track, attempt_all, segment_fact
-from edge_recorder.wav import Samples, Tag
+from edge_recorder.wav import Samples, Tag, silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Lost:
     track: str
     seconds: float
     arrived: int
+    at: float | None = None
 
 
 Item = Heard | Played | TrackDeclared | TrackEnded | Lost | model.Message | model.Usage
@@ -109,11 +111,12 @@ class Tape:
         self._ending: Ending | None = None
         self._duration = 0  # nanoseconds; right once the call is ending
 
-    def advance(self, items: Iterable[Item], *, now: int, sync: bool, ending: Ending | None = None) -> Progress:
+    def advance(self, items: Sequence[Item], *, now: int, sync: bool, ending: Ending | None = None) -> Progress:
         """Move the call to `now` (nanoseconds from its start). Never raises for what the disk does."""
         progress = Progress()
         # What the speaker would have played after the end, while a slow disk was waited for, was never heard.
-        self._take_in(items, now if ending is None else min(now, ending.at))
+        self._take_in(items)
+        self._release(now if ending is None else min(now, ending.at))
         if ending is not None and self._ending is None:
             self._begin_ending(ending)
         sync = sync or self._ending is not None
@@ -145,7 +148,7 @@ class Tape:
 
     # What was handed over: into RAM, in order.
 
-    def _take_in(self, items: Iterable[Item], now: int) -> None:
+    def _take_in(self, items: Sequence[Item]) -> None:
         heard: dict[str, list[Chunk]] = {}
         for item in items:
             match item:
@@ -158,21 +161,35 @@ class Tape:
                 case TrackEnded(track):
                     self._hear(track, heard.pop(track, []))
                     self._tracks[track].ended = True
-                case Lost(track, seconds, arrived):
-                    start = arrived / NANOSECONDS
-                    self._mark(SpanKind.GAP, track, start, start + seconds, "the queue was full")
                 case model.Message() | model.Usage():
                     self._unwritten.append(item)
         for track, chunks in heard.items():
             self._hear(track, chunks)
-        for track_on_disk in self._tracks.values():
-            due, late = track_on_disk.timeline.release(now)
-            track_on_disk.take(due)
-            self._mark_late(track_on_disk, late)
+        for item in items:
+            if isinstance(item, Lost):  # the queue was full once the others were in it
+                self._lose(item)
+
+    def _release(self, now: int) -> None:
+        """Hand the tracks what is due at `now`."""
+        for track in self._tracks.values():
+            due, late = track.timeline.release(now)
+            track.take(due)
+            self._mark_late(track, late)
 
     def _hear(self, name: str, chunks: list[Chunk]) -> None:
         track = self._tracks[name]
         self._mark_late(track, track.timeline.hear(chunks))
+
+    def _lose(self, lost: Lost) -> None:
+        """Leave the place of lost audio empty, and say so."""
+        track = self._tracks[lost.track]
+        if lost.at is not None:
+            start = lost.at
+        elif self._live:
+            start = lost.arrived / NANOSECONDS
+        else:
+            start = track.timeline.skip(round(lost.seconds * track.rate)) / track.rate
+        self._mark(SpanKind.GAP, lost.track, start, start + lost.seconds, "the queue was full")
 
     def _mark_late(self, track: Track, ranges: list[tuple[int, int]]) -> None:
         self._mark_ranges(SpanKind.LATE, track, ranges, "came for a place already written")
@@ -238,12 +255,19 @@ class Tape:
             return
         mixed = mix(rates, rate=self._mixed_rate, first=first, frames=end - first, read=self._read)
         tag = self._start.tag(MIXED, self._mixed_rate, seq=self._mixed_seq, first_sample=first)
+        self._mixed_seq += 1  # taken even if this fails: what cannot be removed then must not be in the way
         write_whole(self.directory, tag, mixed)
         self._add_segment(segment_fact(tag, mixed, now=self._clock()))
-        self._mixed_seq += 1
 
     def _read(self, name: str, first: int, frames: int) -> Samples:
-        return self._tracks[name].read(first, frames)
+        """Return samples of a track for the mix. A sealed file that is gone or damaged leaves a gap in the mix."""
+        track = self._tracks[name]
+        try:
+            return track.read(first, frames)
+        except (FileNotFoundError, IntegrityMismatch) as error:
+            reason = f"{name} could not be read: {error}"
+            self._mark(SpanKind.GAP, MIXED, first / track.rate, (first + frames) / track.rate, reason)
+            return silence(frames)
 
     def _end_call(self) -> None:
         if self._ending is None or self.call.state == CallState.ENDED:

@@ -85,6 +85,11 @@ class Timeline:
                 start += len(chunk.samples)
         return late
 
+    def skip(self, frames: int) -> int:
+        """Leave `frames` samples empty at the track's end, and return the first of them."""
+        start, self._end = self._end, self._end + frames
+        return start
+
     def play(self, samples: Samples, *, arrived: int) -> None:
         """Queue `samples` behind what still plays; with nothing playing they start when they were handed over."""
         queued = self._playing[-1].end if self._playing else self._end

@@ -30,6 +30,7 @@ from edge_recorder import (
     UnknownTrack,
     durable,
     spool,
+    tape,
     wav,
 )
 from edge_recorder.catalog.connection import Catalog
@@ -209,6 +210,7 @@ def test_exception_in_the_block_is_the_calls_reason(recorder: Recorder, data_dir
         (b"\0\0", {"track": "Bad Name", "rate": 8000}, CallerError, "name a track"),
         (b"\0\0", {"at": -1.0}, CallerError, "at=-1.0"),
         (b"\0\0", {"at": float("nan")}, CallerError, "at=nan"),
+        (b"\0\0", {"at": 1.7e9}, CallerError, "not a time of day"),
     ],
 )
 def test_bad_audio_is_refused_before_any_harm(
@@ -229,6 +231,7 @@ def test_bad_audio_is_refused_before_any_harm(
     ("arguments", "says"),
     [
         ({"tracks": {"user": 0}}, "1000 to 192000"),
+        ({"tracks": {"user": None}}, "1000 to 192000"),
         ({"tracks": {"mixed": 8000}}, "mixed"),
         ({"pace": "fast"}, "live, media"),
         ({"metadata": {"x": object()}}, "metadata is not JSON"),
@@ -259,6 +262,36 @@ def test_float_audio_is_scaled_and_never_wraps(recorder: Recorder, data_dir: Pat
     assert track_of(data_dir, call.id, "user").tolist() == [0, 16384, 32767, 32767, -32767, -32768, 0]
 
 
+def test_one_long_piece_is_taken_whole(data_dir: Path) -> None:
+    """A piece longer than the queue is taken when nothing else waits: a whole file in one write is no gap."""
+    with Recorder(settings(data_dir, queue_seconds=0.5)) as recorder:
+        call = recorder.start_call(tracks={"user": np.int64(RATE)}, pace="media")
+        call.write("user", noise(RATE * 3))
+        assert call.end().result(10).complete
+    assert np.array_equal(track_of(data_dir, call.id, "user"), noise(RATE * 3))
+
+
+def test_lost_segment_file_leaves_a_gap_in_the_mix(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sealed file that vanishes before it is mixed keeps no call from ending; the mix says what is missing."""
+    real = tape.mix
+
+    def mix_without_its_file(*args: Any, **options: Any) -> np.ndarray:
+        for sealed in data_dir.rglob("user-*.wav"):
+            sealed.unlink()
+        return real(*args, **options)
+
+    monkeypatch.setattr(tape, "mix", mix_without_its_file)
+    with Recorder(settings(data_dir)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE, "assistant": RATE}, pace="media")
+        call.write("user", noise(RATE))
+        call.write("assistant", noise(RATE, seed=1))
+        assert call.end().result(10).complete
+    (span,) = rows(data_dir, "spans.of_call", call_id=call.id)
+    assert (span["track"], span["kind"]) == ("mixed", "gap")
+    assert "user could not be read" in span["reason"]
+    assert np.array_equal(track_of(data_dir, call.id, "mixed"), noise(RATE, seed=1))
+
+
 def test_mutable_audio_is_copied(recorder: Recorder, data_dir: Path) -> None:
     """A buffer that its caller uses again right after write() does not change what is recorded."""
     buffers: list[Any] = [bytearray(b"\1\0" * 50), np.full(50, 1, np.int16)]
@@ -279,7 +312,9 @@ def test_full_queue_becomes_a_gap(data_dir: Path) -> None:
         spans = rows(data_dir, "spans.of_call", call_id=call.id)
     lost = sum(span["end_s"] - span["start_s"] for span in spans)
     assert {(span["kind"], span["reason"]) for span in spans} == {("gap", "the queue was full")}
-    assert lost * RATE + len(track_of(data_dir, call.id, "user")) == pytest.approx(30 * 800)
+    kept = track_of(data_dir, call.id, "user")
+    assert len(kept) == 30 * 800
+    assert lost * RATE == pytest.approx(np.count_nonzero(~kept.reshape(-1, 800).any(axis=1)) * 800)
 
 
 def test_no_room_keeps_facts_without_audio(data_dir: Path) -> None:

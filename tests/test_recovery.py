@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import subprocess
 import sys
@@ -195,6 +196,42 @@ async def test_sealed_file_without_a_fact_is_adopted(data_dir: Path, catalog: Ca
     for fact in sealed:
         assert rows[fact.segment_id]["pcm_sha256"] == fact.pcm_sha256
         assert rows[fact.segment_id]["salvaged"] == 0
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+async def test_half_copied_part_does_not_win(data_dir: Path, catalog: Catalog, kept: int) -> None:
+    """A copy to a higher number that the crash cut short is set aside, and the longer file is heard."""
+    await asyncio.to_thread(killed_call, data_dir)
+    part = next(
+        file for file in spool.segment_files(directory_of(data_dir)) if not file.sealed and file.track == "user"
+    )
+    tag, samples = wav.read_file(part.path)
+    copy = spool.part_path(spool.segment_path(part.path.parent, "user", part.seq + 10))
+    copy.write_bytes(wav.header(replace(tag, seq=part.seq + 10), frames=kept) + samples[:kept].tobytes())
+    await recover(catalog, data_dir)
+    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
+
+
+async def test_one_call_that_cannot_be_mended_stops_no_other(
+    data_dir: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that refuses one call's salvage leaves that call to the next time, and the others are mended now."""
+    ids = [await asyncio.to_thread(killed_call, data_dir) for _ in range(2)]
+    real = recovery._seal_salvaged
+
+    def refuse_first(part: Path, tag: wav.Tag, frames: int) -> None:
+        if tag.call_id == ids[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        real(part, tag, frames)
+
+    monkeypatch.setattr(recovery, "_seal_salvaged", refuse_first)
+    first = await recover(catalog, data_dir)
+    monkeypatch.undo()
+    second = await recover(catalog, data_dir)
+    assert (first.calls_failed, first.calls_closed) == (1, 1)
+    assert (second.calls_failed, second.calls_closed) == (0, 1)
+    calls = await catalog.fetch("calls.list", external_id="doomed", limit=9)
+    assert [call["state"] for call in calls] == ["interrupted"] * 2
 
 
 async def test_superseded_part_is_not_heard_twice(data_dir: Path, catalog: Catalog) -> None:
