@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,15 +48,23 @@ async def catalog(data_dir: Path) -> AsyncIterator[Catalog]:
     await opened.close()
 
 
-def killed_call(data_dir: Path) -> str:
-    """Record with a process that is killed by SIGKILL once its audio is flushed, and return its call's id."""
+def killed_calls(data_dir: Path, count: int) -> list[str]:
+    """Record with processes that are all killed by SIGKILL once their audio is flushed, and return their calls' ids."""
     command = [sys.executable, "-c", DOOMED, str(data_dir)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        call_id = process.stdout.readline().strip()
-        process.send_signal(signal.SIGKILL)
-    assert call_id
-    return call_id
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(count)
+        ]
+        ids = [process.stdout.readline().strip() for process in processes if process.stdout is not None]
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+    assert all(ids)
+    return ids
+
+
+def killed_call(data_dir: Path) -> str:
+    return killed_calls(data_dir, 1)[0]
 
 
 async def recover(catalog: Catalog, data_dir: Path) -> Report:
@@ -216,7 +225,7 @@ async def test_one_call_that_cannot_be_mended_stops_no_other(
     data_dir: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that refuses one call's salvage leaves that call to the next time, and the others are mended now."""
-    ids = [await asyncio.to_thread(killed_call, data_dir) for _ in range(2)]
+    ids = await asyncio.to_thread(killed_calls, data_dir, 2)
     real = recovery._seal_salvaged
 
     def refuse_first(part: Path, tag: wav.Tag, frames: int) -> None:
