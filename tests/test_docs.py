@@ -1,17 +1,25 @@
-"""The pages name every command, option, exit code and setting."""
+"""The pages name every command, option, exit code, setting, table and error."""
 
 from __future__ import annotations
 
+import pkgutil
+import re
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
 import pytest
 
+import edge_recorder
+import sync
+from edge_recorder.catalog import statements
+from edge_recorder.catalog.entities import ENTITIES
 from edge_recorder.commands import ENTRY_POINTS, cli
-from edge_recorder.errors import Exit
+from edge_recorder.errors import EdgeRecorderError, Exit
 from edge_recorder.example import sections
+from edge_recorder.model import SpanKind
 
 DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = sorted(point.name for point in entry_points(group=ENTRY_POINTS))
@@ -62,3 +70,44 @@ def test_settings_are_documented() -> None:
         for key in kind.model_fields:
             assert f"| `{key}` |" in page
             assert f"{key} = " in example
+
+
+def errors(base: type[EdgeRecorderError]) -> Iterator[type[EdgeRecorderError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from errors(kind)
+
+
+def test_errors_are_documented() -> None:
+    """Every error stands in docs/errors.md, in a row that ends with its exit code."""
+    for package in (edge_recorder, sync):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
+    rows = [line for line in (DOCS / "errors.md").read_text().splitlines() if line.startswith("|")]
+    for kind in set(errors(EdgeRecorderError)):
+        if kind.__module__.partition(".")[0] in {"edge_recorder", "sync"}:
+            assert any(f"`{kind.__name__}`" in row and row.endswith(f"| {kind.exit_code.value} |") for row in rows), (
+                kind
+            )
+
+
+def test_tables_are_documented() -> None:
+    """Every table of the catalog stands in docs/recording.md, each table and view of the centre in docs/centre.md."""
+    catalog_page, centre_page = (DOCS / "recording.md").read_text(), (DOCS / "centre.md").read_text()
+    schema = Path(statements.__file__).with_name("schema.sql").read_text()
+    central = Path(sync.__file__).parent / "central"
+    made_there = "".join(file.read_text() for file in [*central.glob("migrations/*.sql"), central / "views.sql"])
+    for table in re.findall(r"^CREATE TABLE (\w+)", schema, re.MULTILINE):
+        assert f"`{table}`" in catalog_page, table
+    named = re.findall(
+        r"create (?:or replace )?(?:table|view) (?:if not exists )?recorder\.(\w+)", made_there, re.IGNORECASE
+    )
+    assert {entity.table for entity in ENTITIES} | {"nodes", "call_list"} <= set(named)
+    for name in {each.removesuffix("_default") for each in named}:
+        assert f"`{name}`" in centre_page, name
+
+
+def test_spans_are_documented() -> None:
+    """Every kind of span stands in docs/recording.md."""
+    page = (DOCS / "recording.md").read_text()
+    assert all(f"| `{kind.value}` |" in page for kind in SpanKind)
