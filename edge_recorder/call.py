@@ -8,29 +8,21 @@ wrong argument raises before anything is taken.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_recorder import model as facts
+from edge_recorder.arguments import Audio, as_exact, as_json, as_place, as_samples, checked_rate, clean, clean_if_given
 from edge_recorder.errors import CallEnded, CallerError, EdgeRecorderError, InvalidAudio, UnknownTrack
 from edge_recorder.tape import Ending, Heard, Item, Lost, Played, TrackDeclared, TrackEnded
 from edge_recorder.timeline import NANOSECONDS, Chunk
-from edge_recorder.wav import SAMPLE_BYTES, Samples
+from edge_recorder.wav import Samples
 
-Audio = bytes | bytearray | memoryview | NDArray[np.int16] | NDArray[np.float32]
-
-RATES = range(1_000, 192_001)  # Hz
-FULL_SCALE = 32767
 LONGEST_CALL = 86_400.0  # seconds
 
 T = TypeVar("T")
@@ -171,7 +163,7 @@ class Call:
             CallEnded: The call, or the track, has ended.
         """
         samples = as_samples(audio)
-        refuse_if_nowhere(at)
+        at = as_place(at)
         arrived = self._elapsed()
         if at is not None and at > self._horizon(arrived):
             raise CallerError(
@@ -228,8 +220,7 @@ class Call:
             CallerError: A time is no place in the call, text is not text, or `metadata` is not JSON.
             CallEnded: The call has ended.
         """
-        refuse_if_nowhere(at)
-        refuse_if_nowhere(end)
+        at, end = as_place(at), as_place(end)
         document = as_json("metadata", metadata or {})
         with self._lock:
             self._refuse_after_end()
@@ -279,10 +270,10 @@ class Call:
                 kind=clean(kind),
                 quantity=exact_quantity,
                 unit=clean(unit),
-                provider=provider and clean(provider),
-                model=model and clean(model),
+                provider=clean_if_given(provider),
+                model=clean_if_given(model),
                 cost=exact_cost,
-                currency=currency and clean(currency),
+                currency=clean_if_given(currency),
                 metadata=document,
                 created_at=self._clock(),
             )
@@ -336,6 +327,8 @@ class Call:
 
     def finish(self, summary: CallSummary, *, left: list[Pending[None]]) -> None:
         """Give the summary, and its answer to whoever still waits. The recorder's own."""
+        if not summary.complete:  # what still comes is taken by nobody, and must not fill the queue
+            self.recording, self.reason = False, "the recorder could not go on with it"
         self._summary.settle(summary)
         late = self.take()
         for pending in (*left, *late.flushes, *late.drains):
@@ -403,116 +396,6 @@ class Call:
     def _refuse_after_end(self) -> None:
         if self._ending is not None:
             raise CallEnded(f"call {self.id} has ended", fix="Start a new call")
-
-
-def checked_rate(track: str, rate: int) -> int:
-    """Return the rate of a new track as an int, if both can be.
-
-    Raises:
-        CallerError: The name cannot name a track.
-        InvalidAudio: The rate is no sample rate.
-    """
-    if not isinstance(track, str) or not facts.TRACK_NAME.fullmatch(track) or track == facts.MIXED:
-        raise CallerError(
-            f"{track!r} cannot name a track",
-            fix=f"Use a-z, 0-9 and _ (32 at most), and not {facts.MIXED!r}: we make that",
-        )
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or int(rate) not in RATES:
-        raise InvalidAudio(f"track {track!r}: rate {rate!r} is not a sample rate", fix="Give 1000 to 192000 Hz")
-    return int(rate)
-
-
-def as_samples(audio: Audio) -> Samples:
-    """Return a copy of `audio` as int16 samples.
-
-    Raises:
-        InvalidAudio: It is not mono int16 or float32.
-    """
-    if isinstance(audio, np.ndarray):
-        return _from_array(audio)
-    if not isinstance(audio, bytes | bytearray | memoryview):
-        raise InvalidAudio(f"{type(audio).__name__} is not audio", fix="Give int16 bytes, or an int16 or float32 array")
-    data = bytes(audio)
-    if len(data) % SAMPLE_BYTES:
-        raise InvalidAudio(
-            f"{len(data)} bytes are not whole int16 samples", fix="Give int16 little-endian, 2 bytes each"
-        )
-    return np.frombuffer(data, "<i2")
-
-
-def _from_array(audio: NDArray[Any]) -> Samples:
-    if audio.ndim != 1:
-        raise InvalidAudio(f"an array of shape {audio.shape} is not mono", fix="Give one channel, one-dimensional")
-    if audio.dtype == np.int16:
-        return audio.copy()
-    if audio.dtype == np.float32:
-        scaled = np.rint(np.nan_to_num(audio) * FULL_SCALE)
-        samples: Samples = np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE).astype(np.int16)
-        return samples
-    raise InvalidAudio(f"dtype {audio.dtype} is not audio", fix="Give int16, or float32 from -1 to 1")
-
-
-def as_json(name: str, value: Any) -> str:
-    """Return `value` as a JSON document.
-
-    Raises:
-        CallerError: It cannot be one.
-    """
-    try:
-        return json.dumps(_cleaned(json.loads(json.dumps(value, allow_nan=False))), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise CallerError(
-            f"{name} is not JSON: {error}", fix="Give dicts, lists, text, numbers, booleans and None"
-        ) from None
-
-
-def as_exact(name: str, value: str | int | Decimal) -> str:
-    """Return a decimal number as text.
-
-    Raises:
-        CallerError: It is a float, which is never exact, or not a finite number.
-    """
-    if isinstance(value, (float, bool)):
-        raise CallerError(f"{name}={value!r} is not exact", fix="Give text, an int or a Decimal")
-    try:
-        number = Decimal(value)
-    except (InvalidOperation, TypeError, ValueError):
-        raise CallerError(f"{name}={value!r} is not a number", fix="Give text, an int or a Decimal") from None
-    if not number.is_finite():
-        raise CallerError(f"{name}={value!r} is not finite", fix="Give a finite number")
-    return format(number, "f")
-
-
-def clean(text: str) -> str:
-    """Return `text` without what no database stores: NUL and lone surrogates become U+FFFD.
-
-    Raises:
-        CallerError: It is not text.
-    """
-    if not isinstance(text, str):
-        raise CallerError(f"{text!r} is not text", fix="Give a str")
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def refuse_if_nowhere(at: float | None) -> None:
-    """Refuse what is no place on a call's timeline.
-
-    Raises:
-        CallerError: `at` is negative, or not a finite number.
-    """
-    if at is not None and not (math.isfinite(at) and at >= 0):
-        raise CallerError(f"at={at} is not a place in the call", fix="Give seconds from the call's start, from 0 on")
-
-
-def _cleaned(value: Any) -> Any:
-    """Return a JSON value with all its text clean."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list):
-        return [_cleaned(each) for each in value]
-    if isinstance(value, dict):
-        return {clean(key): _cleaned(each) for key, each in value.items()}
-    return value
 
 
 def _reason_of(kind: type[BaseException] | None) -> str:

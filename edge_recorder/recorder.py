@@ -32,7 +32,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from edge_recorder import model, recovery, spool
-from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending, as_json, checked_rate, clean
+from edge_recorder.arguments import as_json, checked_rate, clean, clean_if_given
+from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.catalog.statements import Statement, storing
 from edge_recorder.errors import (
@@ -94,6 +95,7 @@ class Recorder:
         self._pid = os.getpid()
         self._started: Pending[EdgeRecorderError | OSError | None] = Pending()
         self._closing = asyncio.Event()
+        self._admitting = threading.Lock()
         self._sessions: dict[str, tuple[_Session, asyncio.Task[None]]] = {}
         self._rows: deque[_Rows] = deque()
         self._rows_wanted = asyncio.Event()
@@ -167,12 +169,12 @@ class Recorder:
         reason = self._reason_not_to_record(record)
         fact = model.Call(
             call_id=model.new_call_id(started_at),
-            external_id=external_id and clean(external_id),
+            external_id=clean_if_given(external_id),
             tenant=clean(tenant) if tenant else self.settings.node.tenant,
-            direction=direction and clean(direction),
-            from_number=from_number and clean(from_number),
-            to_number=to_number and clean(to_number),
-            agent=agent and clean(agent),
+            direction=clean_if_given(direction),
+            from_number=clean_if_given(from_number),
+            to_number=clean_if_given(to_number),
+            agent=clean_if_given(agent),
             tags=as_json("tags", list(tags)),
             metadata=as_json("metadata", metadata or {}),
             consent=as_json("consent", consent) if consent is not None else None,
@@ -193,7 +195,8 @@ class Recorder:
             clock=now,
             wake=partial(_call_soon, loop, wake.set),
         )
-        _call_soon(loop, partial(self._admit, _Session(call, tape, began, wake)))
+        with self._admitting:
+            _call_soon(self._running_loop(), partial(self._admit, _Session(call, tape, began, wake)))
         return call
 
     def __enter__(self) -> Self:
@@ -234,15 +237,17 @@ class Recorder:
             asyncio.run(self._main())
         finally:
             self._pool.shutdown()
+            self._started.settle(EdgeRecorderError("the recorder's thread broke off", fix="Its traceback says why"))
 
     async def _main(self) -> None:
         """Be ready, keep house until told to close, and leave nothing open."""
         self._loop = asyncio.get_running_loop()
         catalog = Catalog(self.data_dir, create_for=self.node_id)
         try:
-            self._writer = spool.WriterLock(self.data_dir)
             await self._open(catalog)
+            self._writer = spool.WriterLock(self.data_dir)
         except (EdgeRecorderError, OSError) as error:
+            await catalog.close()
             self._started.settle(error)
             return
         rows = asyncio.create_task(self._commit_rows(catalog), name="rows")
@@ -276,6 +281,9 @@ class Recorder:
             self._closing.set()  # the interpreter is on its way out, and waits for this thread
 
     async def _end_all(self) -> None:
+        with self._admitting:  # whoever found the recorder running has handed its call over by now
+            pass
+        await asyncio.sleep(0)  # and those are admitted
         for session, _ in list(self._sessions.values()):
             session.call.end("recorder closed")
         if tasks := [task for _, task in self._sessions.values()]:
@@ -376,7 +384,11 @@ class Recorder:
                 await self._commit_waiting(catalog)
             except (EdgeRecorderError, OSError) as error:
                 log.warning("rows wait for the catalog: %s", error)
-                await asyncio.sleep(ROWS_RETRY)
+            except Exception:  # a bug, in one call's recovery perhaps: it must not be the end of all rows
+                log.exception("rows wait for the catalog")
+            else:
+                continue
+            await asyncio.sleep(ROWS_RETRY)
 
     async def _commit_waiting(self, catalog: Catalog) -> None:
         """Commit what waits, each call's part on its own: one that SQLite refuses is left to its journal.
@@ -392,8 +404,10 @@ class Recorder:
             if isinstance(answer, CatalogBusy | CatalogBroken):
                 raise answer
             if isinstance(answer, BaseException):
-                log.error("the catalog refused rows, which are in their call's journal: %s", answer)
-            self._rows.remove(rows)
+                log.error("the catalog refused rows, which the next start takes from their journal: %s", answer)
+                self._unfinished = True
+            with suppress(ValueError):  # there were too many meanwhile, and these were left to the journal
+                self._rows.remove(rows)
             rows.settle()
         if not self._rows:
             self._rows_wanted.clear()

@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 from edge_recorder import durable, journal, model, spool, wav
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.catalog.statements import storing
-from edge_recorder.errors import IntegrityMismatch
+from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, IntegrityMismatch
 from edge_recorder.journal import Content, Journal, Start
 from edge_recorder.mixing import mix
 from edge_recorder.model import MIXED, CallState, Custody, Fact, Instant, SpanKind
@@ -35,7 +35,7 @@ from edge_recorder.spool import JOURNAL, SegmentFile
 from edge_recorder.tape import write_whole
 from edge_recorder.timeline import instant_of, sample_at
 from edge_recorder.track import segment_fact
-from edge_recorder.wav import HEADER_BYTES, SAMPLE_BYTES, Samples, Tag
+from edge_recorder.wav import HEADER_BYTES, SAMPLE_BYTES, Samples, Tag, silence
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Report:
     calls_seen: int = 0
     calls_closed: int = 0  # of dead recorders
     calls_left_alone: int = 0  # of living recorders
-    calls_failed: int = 0  # the disk refused; tried again the next time
+    calls_failed: int = 0  # the disk or the catalog refused; tried again the next time
     segments_salvaged: int = 0
     segments_adopted: int = 0
     segments_mixed: int = 0
@@ -80,11 +80,12 @@ async def recover(catalog: Catalog, data_dir: Path, *, now: Callable[[], Instant
         with spool.taken_over(data_dir, writer) as dead:
             if not dead:
                 continue
-            failed = report.calls_failed
-            for directory in await on_pool(_calls_of, data_dir, writer):
-                report.add(await _bring_back(catalog, partial(_mend, directory, data_dir, now), on_pool))
-            if report.calls_failed == failed:
+            directories, done = await on_pool(_calls_of, data_dir, writer)
+            for directory in directories:
+                done.add(await _bring_back(catalog, partial(_mend, directory, data_dir, now), on_pool))
+            if not done.calls_failed:
                 spool.clear_writer(data_dir, writer)
+            report.add(done)
     return report
 
 
@@ -98,32 +99,46 @@ async def repair(
 ) -> Report:
     """Go through every call on disk: mend what no living recorder writes, and replay all journals into the catalog."""
     report = Report()
+    # Only these can be done with afterwards: calls of one that dies from here on may have been passed by.
+    done_with = set(await on_pool(spool.dead_writers, data_dir))
     for directory in await on_pool(_call_dirs, data_dir):
-        start = await on_pool(_start_of, directory)
+        try:
+            start = await on_pool(_start_of, directory)
+        except OSError as error:
+            report.add(_failed(directory, error))
+            continue
         if start is None:
             report.calls_left_alone += 1
             continue
         with spool.taken_over(data_dir, start.writer) as dead:
+            if not dead:
+                done_with.discard(start.writer)  # it lives, or another mends it and may not come to its end
             work = partial(_mend, directory, data_dir, now) if dead else partial(_read, directory)
             report.add(await _bring_back(catalog, work, on_pool))
         progress(report)
     if report.calls_failed:
         return report
-    for writer in await on_pool(spool.dead_writers, data_dir):
+    for writer in done_with.intersection(await on_pool(spool.dead_writers, data_dir)):
         spool.clear_writer(data_dir, writer)
     await catalog.mark_whole()
     return report
 
 
-async def _bring_back(catalog: Catalog, work: Callable[[], tuple[list[Fact], Report]], on_pool: OnPool) -> Report:
-    """Do the disk's part for one call, and replay its facts. A disk that refuses one call does not stop the others."""
+async def _bring_back(catalog: Catalog, work: partial[tuple[list[Fact], Report]], on_pool: OnPool) -> Report:
+    """Do the disk's part for one call, and replay its facts. One call that is refused does not stop the others."""
     try:
         facts, report = await on_pool(work)
-    except OSError as error:
-        log.error("a call cannot be mended now, and waits for the next time: %s", error)  # noqa: TRY400
-        return Report(calls_seen=1, calls_failed=1)
-    report.rows_replayed = await _replay(catalog, facts)
+        report.rows_replayed = await _replay(catalog, facts)
+    except (CatalogBusy, CatalogBroken):
+        raise  # as it would be for each of them
+    except (EdgeRecorderError, OSError) as error:
+        return _failed(work.args[0], error)
     return report
+
+
+def _failed(directory: Path, error: Exception) -> Report:
+    log.error("the call in %s cannot be mended now, and waits for the next time: %s", directory, error)
+    return Report(calls_seen=1, calls_failed=1)
 
 
 async def _replay(catalog: Catalog, facts: list[Fact]) -> int:
@@ -135,14 +150,18 @@ def _call_dirs(data_dir: Path) -> list[Path]:
     return list(spool.call_dirs(data_dir))
 
 
-def _calls_of(data_dir: Path, writer: str) -> list[Path]:
-    """Return the directories of the calls that `writer` wrote."""
-    found = []
+def _calls_of(data_dir: Path, writer: str) -> tuple[list[Path], Report]:
+    """Return the directories of the calls that `writer` wrote, and a count of those that cannot be asked."""
+    found, report = [], Report()
     for directory in spool.call_dirs(data_dir):
-        start = journal.read_start(directory / JOURNAL)
+        try:
+            start = journal.read_start(directory / JOURNAL)
+        except OSError as error:
+            report.add(_failed(directory, error))
+            continue
         if start is not None and start.writer == writer:
             found.append(directory)
-    return found
+    return found, report
 
 
 def _start_of(directory: Path) -> Start | None:
@@ -314,7 +333,17 @@ class _Mending:
         return Playback(segments, read=self._samples_of, frames=sample_at(duration, segments[0].rate))
 
     def _samples_of(self, segment: model.Segment) -> Samples:
-        return wav.read_file(spool.segment_path(self._directory, segment.track, segment.seq))[1]
+        """Return the samples of a sealed segment for the mix, where a file that is gone or damaged leaves a gap."""
+        try:
+            samples = wav.read_file(spool.segment_path(self._directory, segment.track, segment.seq))[1]
+        except (FileNotFoundError, IntegrityMismatch) as error:
+            start, end = (
+                instant_of(sample, segment.rate)
+                for sample in (segment.first_sample, segment.first_sample + segment.frames)
+            )
+            self._mark(SpanKind.GAP, MIXED, start, end, f"{segment.track} could not be read: {error}")
+            samples = silence(0)
+        return wav.padded(samples, segment.frames)
 
     def _segments(self) -> list[model.Segment]:
         found = [fact for fact in self.content.facts.values() if isinstance(fact, model.Segment)]

@@ -76,7 +76,8 @@ def segment_files(directory: Path) -> list[SegmentFile]:
 
 def call_dirs(data_dir: Path) -> Iterator[Path]:
     """Yield the directory of every call, oldest day first."""
-    yield from sorted((data_dir / "spool").glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]/*-*-*-*-*"))
+    found = sorted((data_dir / "spool").glob("[0-9][0-9][0-9][0-9]/[0-9][0-9]/[0-9][0-9]/*-*-*-*-*"))
+    yield from (path for path in found if path.is_dir())
 
 
 def free_bytes(data_dir: Path) -> int:
@@ -147,27 +148,35 @@ class WriterLock:
             self.name = f"{boot_id()}-{secrets.token_hex(4)}"
             self._path = _writer_path(data_dir, self.name)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
-            if _try_lock(self._fd) and _is_at(self._fd, self._path):
+            if _try_lock(self._fd) and is_at(self._fd, self._path):
                 break
             os.close(self._fd)  # a recovery took it for a dead one's before it was locked
-        _writer_fds.add(self._fd)
+        hold(self._fd)
 
     def release(self, *, finished: bool) -> None:
         """Let go. A recorder that leaves something unfinished leaves its lock file, which calls for recovery."""
         if finished:
             self._path.unlink(missing_ok=True)
-        _writer_fds.discard(self._fd)
-        os.close(self._fd)
+        let_go(self._fd)
 
 
-_writer_fds: set[int] = set()  # of this process's writer locks
+_held: set[int] = set()
+
+
+def hold(fd: int) -> None:
+    """Note that `fd` is a lock of this process's own. A forked child closes it, or the lock would outlive us there."""
+    _held.add(fd)
+
+
+def let_go(fd: int) -> None:
+    """Close a lock that was noted by `hold`."""
+    _held.discard(fd)
+    os.close(fd)
 
 
 def _let_go_in_child() -> None:
-    """Close what a forked child inherits: its parent's lock would outlive the parent there."""
-    for fd in _writer_fds:
-        os.close(fd)
-    _writer_fds.clear()
+    for fd in list(_held):
+        let_go(fd)
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
@@ -179,7 +188,7 @@ def taken_over(data_dir: Path, writer: str) -> Iterator[bool]:
     path = _writer_path(data_dir, writer)
     left_behind = path.exists()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
-    held = _try_lock(fd) and _is_at(fd, path)  # who held it before may have removed it
+    held = _try_lock(fd) and is_at(fd, path)  # who held it before may have removed it
     try:
         yield held
     finally:
@@ -196,7 +205,7 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def is_at(fd: int, path: Path) -> bool:
     """Say whether `path` still names the file that is open as `fd`."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())

@@ -77,6 +77,7 @@ class OpenSegment:
         durable.sync_data(self._fd)
         self.suspect = False
         self._unsynced.clear()
+        self.tag = replace(self.tag, synced=frames)  # what a move copies, should the next try's fsync fail
         if self._path != self._sealed_path:
             self._path.rename(self._sealed_path)
             self._path = self._sealed_path

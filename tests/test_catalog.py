@@ -673,6 +673,58 @@ async def read_all(data_dir: Path) -> None:
         await catalog.close()
 
 
+async def test_read_only_disk_is_busy_for_all_and_passes(catalog: Catalog) -> None:
+    """A disk that was remounted read-only refuses no row for good: it waits like one that is full."""
+    await catalog._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(CatalogBusy, match="readonly"):
+        await catalog.write_all(put(message(1)))
+    await catalog._connection.execute("PRAGMA query_only = 0")
+    assert await catalog.write_all(put(message(1))) == [1]
+
+
+async def test_owner_outlives_a_moment_without_threads(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no thread is to be had to open the catalog again, every caller hears so, and later it is opened."""
+
+    async def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(connection_module, "GROUP_LIMIT", 1)
+    migrate.request_path(catalog.path).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "to_thread", refuse)
+        waiting = [catalog.write_all(put(message(n))) for n in range(3)]
+        answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert [type(answer) for answer in answers] == [CatalogBusy] * 3
+    assert await catalog.write_all(put(message(1))) == [1]
+
+
+def test_forked_child_does_not_keep_the_guard(data_dir: Path) -> None:
+    """Who wants to be alone waits for no child that a killed process forked while its catalog was open."""
+    program = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from edge_recorder.catalog.connection import Catalog
+
+async def main():
+    await Catalog.open(Path(sys.argv[1]), create_for="node")
+    if os.fork() == 0:
+        os.write(1, b"forked\\n")
+        sys.stdin.read()
+        os._exit(0)
+    os.wait()
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program, str(data_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"forked\n"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        guard = migrate._lock(migrate.guard_path(catalog_path(data_dir)), 2 | 4)  # LOCK_EX | LOCK_NB
+        os.close(guard)
+        process.stdin.close()
+
+
 async def test_nothing_is_left_open_after_a_failure(data_dir: Path) -> None:
     """A catalog that could not be opened holds neither the guard nor a thread."""
     catalog_path(data_dir).write_bytes(os.urandom(8192))

@@ -93,3 +93,11 @@ def test_repair_where_nothing_was_recorded(call: MadeCall, here: Path) -> None:
     call.node.configure()
     assert call.node.run("repair", "local").code == Exit.NO_CATALOG
     assert list((here / "empty").iterdir()) == []
+
+
+def test_repair_that_cannot_mend_a_call(call: MadeCall) -> None:
+    """A call that cannot be read keeps no other from being repaired, is counted, and makes the exit code `partial`."""
+    (call.directory.with_name("00000000-0000-7000-8000-000000000000") / "journal.jsonl").mkdir(parents=True)
+    done = call.node.run("--json", "repair", "local")
+    assert done.code == Exit.PARTIAL
+    assert (done.document["calls_seen"], done.document["calls_failed"]) == (2, 1)

@@ -28,11 +28,15 @@ from edge_recorder import (
     RecorderClosed,
     Settings,
     UnknownTrack,
+    UnsafeRuntime,
     durable,
+    model,
+    recovery,
     spool,
     tape,
     wav,
 )
+from edge_recorder import recorder as recorder_module
 from edge_recorder.catalog.connection import Catalog
 
 RATE = 8000
@@ -512,3 +516,139 @@ def test_unheard_audio_is_not_recorded(recorder: Recorder, data_dir: Path) -> No
     assert span["kind"] == "unheard"
     assert heard < RATE * 10
     assert heard == pytest.approx(span["start_s"] * RATE, abs=1)
+
+
+@pytest.mark.parametrize("at", [np.float32(1.5), np.float64(1.5), Decimal("1.5")])
+def test_times_of_other_kinds_are_taken(recorder: Recorder, data_dir: Path, at: Any) -> None:
+    """A time that came out of numpy, or is a Decimal, is a time: it does not break its call off."""
+    call = recorder.start_call()
+    call.add_message("user", "hello", at=at, end=at)
+    assert call.end().result(10).complete
+    (message,) = rows(data_dir, "messages.of_call", call_id=call.id)
+    assert (message["start_s"], message["end_s"]) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize("at", [-1, float("nan"), float("inf"), pytest.param(10**400, id="huge"), "1.5", 1j])
+def test_what_is_no_time_is_refused(recorder: Recorder, at: Any) -> None:
+    """Whatever else is given as a time is the caller's mistake, and said so."""
+    call = recorder.start_call(tracks={"user": RATE})
+    with pytest.raises(CallerError, match="is not a place in the call"):
+        call.write("user", b"\0\0", at=at)
+    with pytest.raises(CallerError, match="is not a place in the call"):
+        call.add_message("user", "hello", at=at)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("external_id", []), ("direction", b""), ("from_number", 0), ("to_number", {}), ("agent", False)],
+)
+def test_empty_values_that_are_not_text_are_refused(recorder: Recorder, name: str, value: Any) -> None:
+    """What no journal and no database could hold is refused, though it is empty."""
+    with pytest.raises(CallerError, match="is not text"):
+        recorder.start_call(**{name: value})
+
+
+def test_call_that_starts_while_the_recorder_closes_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorder that closes in the middle of start_call() refuses the call: its end would be waited for in vain."""
+    recorder = Recorder(data_dir).start()
+    real = model.new_call_id
+
+    def close_first(now: int) -> str:
+        assert recorder.close()
+        return real(now)
+
+    monkeypatch.setattr(model, "new_call_id", close_first)
+    with pytest.raises(RecorderClosed, match="not running"):
+        recorder.start_call()
+
+
+def test_failed_start_leaves_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorder that refuses to start leaves no lock, no descriptor and no thread behind."""
+
+    async def refuse(_: Catalog) -> None:
+        raise UnsafeRuntime("this SQLite is too old")
+
+    monkeypatch.setattr(Catalog, "start", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UnsafeRuntime):
+        Recorder(data_dir).start()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not list(data_dir.glob("writers/*"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edge-recorder")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_start_that_breaks_off_does_not_hang(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the recorder's thread before it is ready ends start() with an error."""
+
+    async def broken(_: Catalog) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Catalog, "start", broken)
+    with pytest.raises(EdgeRecorderError, match="broke off"):
+        Recorder(data_dir).start()
+
+
+def test_rows_given_up_while_they_are_committed_stop_no_other(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When too many rows wait, those that are left to the journal may be in a commit: later rows still arrive."""
+    real, asked, go = Catalog.write_all, threading.Event(), threading.Event()
+
+    async def held(self: Catalog, statements: Any) -> list[int]:
+        if any(name == "put.messages" for name, _ in statements):
+            asked.set()
+            await asyncio.to_thread(go.wait, 30)
+        return await real(self, statements)
+
+    monkeypatch.setattr(Catalog, "write_all", held)
+    monkeypatch.setattr(recorder_module, "ROWS_IN_RAM", 3)
+    with Recorder(settings(data_dir)) as recorder:
+        first = recorder.start_call()
+        first.flush().result(10)
+        for n in range(6):
+            first.add_message("user", str(n))
+            first.flush().result(10)
+            assert asked.wait(10)
+        go.set()
+        assert first.end().result(10).complete
+        second = recorder.start_call()
+        assert second.end().result(10).complete
+    assert {row["state"] for row in rows(data_dir, "calls.get", call_id=second.id)} == {"ended"}
+
+
+def test_bug_in_recovery_is_not_the_end_of_all_rows(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a recovery raises is logged and tried again: the rows of this recorder still arrive."""
+    real, recovered = recovery.recover, threading.Event()
+
+    async def broken_once(*args: Any, **options: Any) -> Any:
+        if "a bug" not in caplog.text:
+            raise KeyError("a bug")
+        report = await real(*args, **options)
+        recovered.set()
+        return report
+
+    monkeypatch.setattr(recovery, "recover", broken_once)
+    monkeypatch.setattr(recorder_module, "ROWS_RETRY", 0.01)
+    with Recorder(settings(data_dir)) as recorder:
+        assert recovered.wait(10)
+        monkeypatch.undo()
+        call = recorder.start_call()
+        assert call.end().result(10).complete
+    assert [row["state"] for row in rows(data_dir, "calls.get", call_id=call.id)] == ["ended"]
+
+
+def test_call_that_broke_off_takes_nothing_more(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes for a call that a bug has ended is not queued for ever, at the cost of the others, and says why."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("a bug")
+
+    with Recorder(settings(data_dir)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE})
+        monkeypatch.setattr(tape.Tape, "advance", broken)
+        with pytest.raises(EdgeRecorderError, match="not all on disk"):
+            call.flush().result(10)
+        call.write("user", noise(RATE))
+        assert (call.recording, call.reason) == (False, "the recorder could not go on with it")
+        assert recorder._budget.take(recorder.settings.capture.queue_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -241,6 +242,71 @@ async def test_one_call_that_cannot_be_mended_stops_no_other(
     assert (second.calls_failed, second.calls_closed) == (0, 1)
     calls = await catalog.fetch("calls.list", external_id="doomed", limit=9)
     assert [call["state"] for call in calls] == ["interrupted"] * 2
+
+
+@pytest.mark.parametrize("left", [None, 0, 1000])
+async def test_damaged_file_keeps_no_call_from_being_closed(data_dir: Path, catalog: Catalog, left: int | None) -> None:
+    """A sealed file that is gone, empty or cut short leaves a gap in the mix, and the rest of its call comes back."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    sealed = spool.segment_path(directory_of(data_dir), "user", 1)
+    if left is None:
+        sealed.unlink()
+    else:
+        os.truncate(sealed, left)
+    report = await recover(catalog, data_dir)
+    spans = await catalog.fetch("spans.of_call", call_id=call_id)
+    call = await catalog.fetch_one("calls.get", call_id=call_id)
+    assert (report.calls_failed, report.calls_closed) == (0, 1)
+    assert call is not None
+    assert (call["state"], call["duration_s"]) == ("interrupted", 2.5)
+    gaps = [(span["start_s"], span["end_s"]) for span in spans if span["track"] == "mixed"]
+    assert gaps == ([] if left == 1000 else [(0.0, 1.0)])
+
+
+async def test_strangers_in_the_spool_stop_nothing(data_dir: Path, catalog: Catalog) -> None:
+    """A file among the calls is passed over; a call that cannot be read is counted, and the others are mended."""
+    await catalog.mark_whole()
+    await asyncio.to_thread(killed_call, data_dir)
+    day = directory_of(data_dir).parent
+    (day / "01a203ef-8d00-72c9-8406-82fea971c495.tar.gz").touch()
+    (day / "00000000-0000-7000-8000-000000000000" / spool.JOURNAL).mkdir(parents=True)
+    first, second = await recover(catalog, data_dir), await repair(catalog, data_dir)
+    assert (first.calls_closed, first.calls_failed) == (1, 1)
+    assert (second.calls_seen, second.calls_failed) == (2, 1)
+    assert len(spool.writers(data_dir)) == 1  # for the next start to try again
+
+
+async def test_rows_that_the_catalog_refuses_stop_no_other_call(data_dir: Path, catalog: Catalog) -> None:
+    """A journal with a fact that SQLite cannot hold is counted, and every other call comes back."""
+    await asyncio.to_thread(killed_call, data_dir)
+    started = now() - 86_400_000_000
+    odd = model.Call(call_id=model.new_call_id(started), started_at=started, external_id=["CA1"])  # type: ignore[arg-type]
+    path = spool.call_dir(data_dir, odd.call_id, started) / spool.JOURNAL
+    book = journal.Journal(path, journal.Start(call_id=odd.call_id, started_at=started, writer="noboot-00000000"))
+    book.append([odd])
+    book.close()
+    report = await repair(catalog, data_dir)
+    assert (report.calls_closed, report.calls_failed) == (1, 1)
+    assert [call["state"] for call in await catalog.fetch("calls.list", external_id=None, limit=9)] == ["interrupted"]
+
+
+async def test_recorder_that_dies_during_a_repair_is_recovered_later(data_dir: Path, catalog: Catalog) -> None:
+    """A repair that passed a call by as living is not done with its recorder when that is killed meanwhile."""
+    command = [sys.executable, "-c", DOOMED, str(data_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        call_id = process.stdout.readline().strip()
+
+        def kill(_: Report) -> None:
+            process.kill()
+            process.wait()
+
+        await recovery.repair(catalog, data_dir, now=now, on_pool=asyncio.to_thread, progress=kill)
+    report = await recover(catalog, data_dir)
+    call = await catalog.fetch_one("calls.get", call_id=call_id)
+    assert report.calls_closed == 1
+    assert call is not None
+    assert call["state"] == "interrupted"
 
 
 async def test_superseded_part_is_not_heard_twice(data_dir: Path, catalog: Catalog) -> None:

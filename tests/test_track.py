@@ -123,6 +123,21 @@ def test_seal_whose_directory_fsync_fails_is_retried(tmp_path: Path, failures: i
     assert np.array_equal(wav.read_file(tmp_path / "user-000001.wav")[1], noise(100))
 
 
+def test_segment_that_is_renamed_but_not_sealed_is_copied_whole(tmp_path: Path) -> None:
+    """When the name could not be made durable, and then the next fsync fails, the new file has all of the old one."""
+    segment = OpenSegment(tmp_path, new_tag())
+    segment.write(Piece(0, noise(100)))
+    segment.sync()
+    segment.write(Piece(100, noise(100, 2)))
+    for step in ("fsync_dir", "sync_data"):
+        with failing(step, lambda _: True), pytest.raises(OSError, match="Input/output"):
+            segment.seal(200)
+    moved = segment.move_to(tmp_path, 2)
+    path = moved.seal(200)
+    moved.close()
+    assert np.array_equal(wav.read_file(path)[1], [*noise(100), *noise(100, 2)])
+
+
 def test_segment_that_cannot_be_begun_leaves_nothing(tmp_path: Path) -> None:
     """When not even the header can be written, neither a file nor a descriptor stays."""
     before = open_files()

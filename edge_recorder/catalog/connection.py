@@ -14,7 +14,6 @@ nowhere.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from edge_recorder import spool
 from edge_recorder.catalog import migrate, sqlite
 from edge_recorder.catalog.statements import Statement, statement
 from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, NoCatalog
@@ -167,7 +167,7 @@ class Catalog:
 
     async def _look(self) -> None:
         """Let go for who wants to be alone, though there is nothing to commit. A failure shows at the next use."""
-        with suppress(EdgeRecorderError, OSError):
+        with suppress(EdgeRecorderError, OSError, RuntimeError):
             await self._reopen_if_moved()
 
     async def _answer(self, units: list[_Unit]) -> None:
@@ -180,6 +180,8 @@ class Catalog:
                 self._refuse(run, sqlite.translate(error, self.path))
             except (EdgeRecorderError, OSError) as error:
                 self._refuse(run, error)
+            except RuntimeError as error:  # no thread is to be had now; the owner must outlive that
+                self._refuse(run, CatalogBusy(f"{self.path}: {error}"))
             else:
                 for unit, answer in zip(run, answers, strict=True):
                     _settle(unit.answer, answer)
@@ -259,6 +261,8 @@ class Catalog:
                 await self._try_to_connect()
             except sqlite.Error as error:
                 raise sqlite.translate(error, self.path) from error
+            except RuntimeError as error:  # no thread is to be had now
+                raise CatalogBusy(f"{self.path}: {error}") from error
 
     async def _try_to_connect(self) -> None:
         self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))
@@ -277,11 +281,13 @@ class Catalog:
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
         guard, self._guard = self._guard, -1
-        if guard >= 0:
-            os.close(guard)
+        try:
+            if connection is not None:
+                await connection.close()
+        finally:
+            if guard >= 0:
+                spool.let_go(guard)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

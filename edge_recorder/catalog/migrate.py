@@ -16,6 +16,7 @@ from pathlib import Path
 from time import time_ns
 from uuid import uuid4
 
+from edge_recorder import spool
 from edge_recorder.catalog import sqlite
 from edge_recorder.errors import NoCatalog, UnsafeRuntime
 
@@ -37,8 +38,10 @@ def request_path(catalog: Path) -> Path:
 
 
 def lock_shared(path: Path) -> int:
-    """Hold `path` shared, waiting for who holds it alone; closing the returned descriptor lets go."""
-    return _lock(path, fcntl.LOCK_SH)
+    """Hold `path` shared, waiting for who holds it alone; `spool.let_go` of what is returned lets go."""
+    fd = _lock(path, fcntl.LOCK_SH)
+    spool.hold(fd)
+    return fd
 
 
 def open_current(path: Path) -> sqlite3.Connection:
@@ -96,7 +99,7 @@ def wait_for_requester(path: Path) -> None:
         return
     try:
         fcntl.flock(request, fcntl.LOCK_EX)
-        if _is_at(request, request_path(path)):  # and not the next one's
+        if spool.is_at(request, request_path(path)):  # and not the next one's
             request_path(path).unlink()
     finally:
         os.close(request)
@@ -107,17 +110,9 @@ def _lock(path: Path, how: int) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         fcntl.flock(fd, how)
-        if _is_at(fd, path):
+        if spool.is_at(fd, path):
             return fd
         os.close(fd)
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    """Say whether `path` still names the file that is open as `fd`."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

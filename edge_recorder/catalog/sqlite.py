@@ -31,6 +31,21 @@ APPLICATION_ID = 0x45526563  # "ERec"
 
 Error: type[Exception] = driver.Error
 
+# What is nobody's own fault, and may pass.
+_PASSING = frozenset(
+    {
+        driver.SQLITE_BUSY,
+        driver.SQLITE_LOCKED,
+        driver.SQLITE_FULL,
+        driver.SQLITE_IOERR,
+        driver.SQLITE_CANTOPEN,
+        driver.SQLITE_READONLY,  # a disk that was remounted after an error
+        driver.SQLITE_PERM,
+        driver.SQLITE_NOMEM,
+        driver.SQLITE_PROTOCOL,
+    }
+)
+
 
 def wal_is_safe(version: tuple[int, ...] | None = None) -> bool:
     return (version or driver.sqlite_version_info) >= WAL_IS_SAFE_SINCE
@@ -66,13 +81,7 @@ def translate(error: Exception, path: Path) -> EdgeRecorderError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in {driver.SQLITE_CORRUPT, driver.SQLITE_NOTADB}:
         return CatalogBroken(f"{path}: {error}", fix="Run `edge-recorder repair local`")
-    if code in {
-        driver.SQLITE_BUSY,
-        driver.SQLITE_LOCKED,
-        driver.SQLITE_FULL,
-        driver.SQLITE_IOERR,
-        driver.SQLITE_CANTOPEN,
-    }:
+    if code in _PASSING:
         return CatalogBusy(f"{path}: {error}", fix="Free disk space, or wait for the process that holds it")
     return EdgeRecorderError(f"{path}: {error}")
 

@@ -99,9 +99,13 @@ SELECT * FROM usage WHERE usage_id IN (SELECT value FROM json_each(:ids))
 SELECT * FROM objects WHERE object_id IN (SELECT value FROM json_each(:ids))
 
 -- name: backlog
--- What is still owed, and what of it would be lost with this disk. Where the push leg stands is its own row of agent_state.
+-- What is still owed, and what of it would be lost with this disk. Where the push leg stands is its own row of agent_state,
+-- unless that is of the epoch before this one.
 WITH
-    push AS (SELECT coalesce((SELECT value ->> '$.cursor' FROM agent_state WHERE name = 'push'), 0) AS cursor),
+    push AS (
+        SELECT coalesce(max(value ->> '$.cursor'), 0) AS cursor FROM agent_state JOIN identity
+        WHERE name = 'push' AND value ->> '$.epoch' = epoch
+    ),
     owed AS (
         SELECT count(*) AS objects, coalesce(sum(2 * s.frames), 0) AS bytes, min(s.started_at) AS oldest,
                count(*) FILTER (WHERE o.store_url <> :store_url) AS elsewhere

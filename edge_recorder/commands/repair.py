@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import asdict
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edge_recorder.console import columns, progress
-from edge_recorder.errors import NoCatalog
+from edge_recorder.errors import Exit, NoCatalog
 
 if TYPE_CHECKING:
     from edge_recorder.recovery import Report
@@ -20,6 +20,7 @@ SAID = {
     "calls_seen": "calls seen",
     "calls_closed": "calls of dead recorders closed",
     "calls_left_alone": "calls of living recorders left alone",
+    "calls_failed": "calls that could not be mended now",
     "segments_salvaged": "unfinished segments salvaged",
     "segments_adopted": "segments adopted that no journal knew",
     "segments_mixed": "mixed segments made",
@@ -35,16 +36,18 @@ def repair() -> None:
 
 
 @repair.command()
-@click.pass_obj
-def local(app: Any) -> None:
+@click.pass_context
+def local(ctx: click.Context) -> None:
     """Bring this node's disk and catalog together: salvage, adopt, replay the journals, close dead calls.
 
     Every recorder does this at its start for the recorders that died; this looks at every call. A lost catalog is made
     anew from the journals.
     """
+    app = ctx.obj
     report = app.run(_repair(app.settings.node.data_dir))
     counts = asdict(report)
-    app.show(counts, columns((SAID.get(name, name), count) for name, count in counts.items()))
+    app.show(counts, columns((SAID[name], count) for name, count in counts.items()))
+    ctx.exit(Exit.PARTIAL if report.calls_failed else Exit.DONE)
 
 
 async def _repair(data_dir: Path) -> Report:

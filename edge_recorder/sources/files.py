@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from edge_recorder.call import Audio
+from edge_recorder.arguments import Audio
 from edge_recorder.errors import CallerError, EdgeRecorderError, InvalidAudio
 from edge_recorder.wav import SAMPLE_BYTES, silence
 
