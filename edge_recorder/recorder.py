@@ -21,7 +21,6 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,16 +34,14 @@ from edge_recorder import model, recovery, spool
 from edge_recorder.arguments import as_json, checked_rate, clean, clean_if_given
 from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending
 from edge_recorder.catalog.connection import Catalog
-from edge_recorder.catalog.statements import Statement, storing
 from edge_recorder.errors import (
     CallerError,
-    CatalogBroken,
-    CatalogBusy,
     EdgeRecorderError,
     RecorderClosed,
     UnsafeRuntime,
 )
-from edge_recorder.model import Fact, Instant, Pace
+from edge_recorder.model import Instant, Pace
+from edge_recorder.rows import RowQueue
 from edge_recorder.settings import Settings
 from edge_recorder.tape import Progress, Tape
 
@@ -53,7 +50,6 @@ log = logging.getLogger("edge_recorder")
 POOL_THREADS = 4
 HOUSEKEEPING = 1.0  # seconds between looks at the disk's room and at the life of the main thread
 ROWS_RETRY = 1.0  # seconds until rows that SQLite refused are tried again
-ROWS_IN_RAM = 100_000  # statements; beyond that the journal alone has them, until recovery replays it
 CLOSE_TIMEOUT = 30.0  # seconds
 
 T = TypeVar("T")
@@ -97,11 +93,9 @@ class Recorder:
         self._closing = asyncio.Event()
         self._admitting = threading.Lock()
         self._sessions: dict[str, tuple[_Session, asyncio.Task[None]]] = {}
-        self._rows: deque[_Rows] = deque()
-        self._rows_wanted = asyncio.Event()
         self._has_room = True
         self._disk_failing = False
-        self._unfinished = False  # something is not on disk, or not in the catalog: for recovery to mend
+        self._unfinished = False  # some call is not all on disk: for recovery to mend
 
     # The caller's side.
 
@@ -250,7 +244,10 @@ class Recorder:
             await catalog.close()
             self._started.settle(error)
             return
-        rows = asyncio.create_task(self._commit_rows(catalog), name="rows")
+        self._rows = RowQueue(
+            catalog, recover=partial(self._recover, catalog), pause=partial(asyncio.sleep, ROWS_RETRY)
+        )
+        commits = asyncio.create_task(self._rows.commit(), name="rows")
         self._started.settle(None)
         try:
             while not self._closing.is_set():
@@ -259,10 +256,10 @@ class Recorder:
                     await asyncio.wait_for(self._closing.wait(), HOUSEKEEPING)
             await self._end_all()
         finally:
-            rows.cancel()
-            await asyncio.wait([rows])
+            commits.cancel()
+            await asyncio.wait([commits])
             await catalog.close()  # its thread would keep the interpreter from exiting
-            self._writer.release(finished=not (self._unfinished or self._rows))
+            self._writer.release(finished=self._rows.is_empty and not (self._rows.lost or self._unfinished))
 
     async def _open(self, catalog: Catalog) -> None:
         """Open the catalog. One that is busy or broken does not keep calls from being recorded."""
@@ -272,6 +269,12 @@ class Recorder:
             raise
         except EdgeRecorderError as error:
             log.warning("recording without the catalog, which is tried again: %s", error)
+
+    async def _recover(self, catalog: Catalog) -> None:
+        """Close the calls of recorders that died."""
+        report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=self._on_pool)
+        if report.calls_closed:
+            log.warning("closed %d calls of recorders that died: %s", report.calls_closed, report)
 
     async def _housekeep(self) -> None:
         with suppress(OSError):
@@ -334,7 +337,7 @@ class Recorder:
         work = partial(session.tape.advance, taken.items, now=session.elapsed(), sync=sync, ending=taken.ending)
         progress = await self._on_pool(work)
         self._note_disk(progress.errors)
-        committed = self._put_rows(progress.facts)
+        committed = self._rows.put(progress.facts)
         if progress.ended:
             await asyncio.wait([committed], timeout=ROWS_RETRY)
         if progress.synced:
@@ -351,67 +354,6 @@ class Recorder:
             log.warning("the disk takes what is recorded again")
         self._disk_failing = bool(errors)
 
-    # Rows.
-
-    def _put_rows(self, facts: Sequence[Fact]) -> asyncio.Future[None]:
-        """Queue the rows of `facts`; the future is done when they are committed, or left to the journal."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not facts:
-            done.set_result(None)
-            return done
-        self._rows.append(_Rows(list(storing(facts)), done))
-        while sum(len(rows.statements) for rows in self._rows) > ROWS_IN_RAM:
-            log.error(
-                "the catalog takes no rows: the oldest are now in the journals alone; run `edge-recorder repair local`"
-            )
-            self._rows.popleft().settle()
-            self._unfinished = True
-        self._rows_wanted.set()
-        return done
-
-    async def _commit_rows(self, catalog: Catalog) -> None:
-        """Commit rows as they come, for as long as it takes; recover what dead recorders left, first of all."""
-        epoch = ""
-        while True:
-            try:
-                await catalog.start()
-                if catalog.epoch != epoch:  # the first time, or the catalog went away under us
-                    report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=self._on_pool)
-                    epoch = catalog.epoch
-                    if report.calls_closed:
-                        log.warning("closed %d calls of recorders that died: %s", report.calls_closed, report)
-                await self._rows_wanted.wait()
-                await self._commit_waiting(catalog)
-            except (EdgeRecorderError, OSError) as error:
-                log.warning("rows wait for the catalog: %s", error)
-            except Exception:  # a bug, in one call's recovery perhaps: it must not be the end of all rows
-                log.exception("rows wait for the catalog")
-            else:
-                continue
-            await asyncio.sleep(ROWS_RETRY)
-
-    async def _commit_waiting(self, catalog: Catalog) -> None:
-        """Commit what waits, each call's part on its own: one that SQLite refuses is left to its journal.
-
-        Raises:
-            CatalogBusy, CatalogBroken: Nothing can be committed now; it goes on waiting.
-        """
-        waiting = list(self._rows)
-        answers = await asyncio.gather(
-            *(catalog.write_all(rows.statements) for rows in waiting), return_exceptions=True
-        )
-        for rows, answer in zip(waiting, answers, strict=True):
-            if isinstance(answer, CatalogBusy | CatalogBroken):
-                raise answer
-            if isinstance(answer, BaseException):
-                log.error("the catalog refused rows, which the next start takes from their journal: %s", answer)
-                self._unfinished = True
-            with suppress(ValueError):  # there were too many meanwhile, and these were left to the journal
-                self._rows.remove(rows)
-            rows.settle()
-        if not self._rows:
-            self._rows_wanted.clear()
-
     async def _on_pool(self, work: Callable[..., T], *args: Any) -> T:
         """Do disk work beside the loop; while the interpreter exits, which ends all pools, do it here."""
         try:
@@ -419,18 +361,6 @@ class Recorder:
         except RuntimeError:
             return work(*args)
         return await asyncio.wrap_future(future)
-
-
-@dataclass(slots=True, eq=False)
-class _Rows:
-    """The statements of one flush of one call, which are committed together."""
-
-    statements: list[Statement]
-    done: asyncio.Future[None]
-
-    def settle(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 def _summary(session: _Session, *, complete: bool) -> CallSummary:

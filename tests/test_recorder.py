@@ -37,6 +37,7 @@ from edge_recorder import (
     wav,
 )
 from edge_recorder import recorder as recorder_module
+from edge_recorder import rows as rows_module
 from edge_recorder.catalog.connection import Catalog
 
 RATE = 8000
@@ -600,7 +601,7 @@ def test_rows_given_up_while_they_are_committed_stop_no_other(data_dir: Path, mo
         return await real(self, statements)
 
     monkeypatch.setattr(Catalog, "write_all", held)
-    monkeypatch.setattr(recorder_module, "ROWS_IN_RAM", 3)
+    monkeypatch.setattr(rows_module, "LIMIT", 3)
     with Recorder(settings(data_dir)) as recorder:
         first = recorder.start_call()
         first.flush().result(10)
