@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from edge_recorder import spool
 from edge_recorder.catalog.connection import Catalog
-from edge_recorder.errors import Exit, SettingsError
+from edge_recorder.errors import EdgeRecorderError, Exit, SettingsError
 from edge_recorder.model import Instant
 from edge_recorder.settings import Central, Settings
 from sync.backlog import Backlog, read_backlog
@@ -72,6 +72,7 @@ class Summary:
     upload: LegReport
     push: LegReport
     quarantined: int
+    unrecovered: str  # why calls of dead recorders are still open, and their audio perhaps owed to nobody yet
     interrupted: bool
 
     @property
@@ -79,9 +80,9 @@ class Summary:
         behind = [leg for leg in (self.upload, self.push) if leg.behind]
         if self.interrupted:
             return Exit.INTERRUPTED
-        if behind and all(leg.error_class == ErrorClass.AUTH for leg in behind):
+        if behind and all(leg.error_class == ErrorClass.AUTH for leg in behind) and not self.unrecovered:
             return Exit.ACCESS
-        return Exit.PARTIAL if behind else Exit.DONE
+        return Exit.PARTIAL if behind or self.unrecovered else Exit.DONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,15 +137,16 @@ async def _opened(
         yield agent
 
 
-async def _recover(catalog: Catalog, data_dir: Path, now: Callable[[], Instant]) -> None:
-    """Close the calls of recorders that died, so that what they left is owed like the rest."""
+async def _close_dead_calls(catalog: Catalog, data_dir: Path, now: Callable[[], Instant]) -> int:
+    """Close the calls of recorders that died, so that what they left is owed too, and return how many could not be."""
     if await catalog.is_whole() and not await asyncio.to_thread(spool.dead_writers, data_dir):
-        return
+        return 0
     from edge_recorder import recovery  # noqa: PLC0415 (an idle pass must not pay for numpy)
 
     report = await recovery.recover(catalog, data_dir, now=now, on_pool=asyncio.to_thread)
     if report.calls_closed:
         log.warning("closed %d calls of recorders that died: %s", report.calls_closed, report)
+    return report.calls_failed
 
 
 class Agent:
@@ -165,6 +167,7 @@ class Agent:
         self._now = now
         self._stop = asyncio.Event()
         self._interrupted = False
+        self._unrecovered = ""
 
         def leg(name: str, work: Work[T], done: Callable[[], None]) -> Leg[T]:
             return Leg(name, work, catalog, now=now, random=random, max_wait=settings.sync.max_backoff, done=done)
@@ -184,7 +187,7 @@ class Agent:
 
     async def make_pass(self) -> None:
         """Run every leg until none has anything due."""
-        await _recover(self._catalog, self._settings.node.data_dir, self._now)
+        await self._recover()
         tasks: list[asyncio.Task[None]] = []
         for leg in self.legs:
             task = asyncio.create_task(self._finish(leg, earlier=tuple(tasks)), name=leg.name)
@@ -194,7 +197,7 @@ class Agent:
 
     async def watch(self) -> None:
         """Run every leg whenever it may have work, until stopped."""
-        await _recover(self._catalog, self._settings.node.data_dir, self._now)
+        await self._recover()
         work = [self._listen(), self._scan(), *(self._keep(leg) for leg in self.legs)]
         await together([asyncio.create_task(each) for each in work])
 
@@ -221,8 +224,20 @@ class Agent:
             upload=_explained(audio, self.upload, _why_not_stored(backlog)),
             push=_explained(facts, self.push, "some were written meanwhile"),
             quarantined=backlog.quarantined,
+            unrecovered=self._unrecovered,
             interrupted=self._interrupted,
         )
+
+    async def _recover(self) -> None:
+        """Close dead calls. What cannot be read, or written, must not keep from the centre what is whole."""
+        try:
+            failed = await _close_dead_calls(self._catalog, self._settings.node.data_dir, self._now)
+        except (EdgeRecorderError, OSError) as error:
+            if str(error) != self._unrecovered:
+                log.error("cannot close the calls of recorders that died: %s", error)  # noqa: TRY400 (the disk's trouble, no bug)
+            self._unrecovered = str(error)
+        else:
+            self._unrecovered = f"{failed} of them cannot be read now: the log says why" if failed else ""
 
     async def _finish(self, leg: AnyLeg, *, earlier: tuple[asyncio.Task[None], ...]) -> None:
         """Run `leg`, and again when one of the earlier made work for it, until those are over."""
@@ -253,7 +268,7 @@ class Agent:
     async def _scan(self) -> None:
         """Look for what nobody told us of: the watcher is a hint, this is the truth."""
         while await passed(self._stop, self._settings.sync.scan_interval):
-            await _recover(self._catalog, self._settings.node.data_dir, self._now)
+            await self._recover()
             self._wake()
 
     async def _listen(self) -> None:

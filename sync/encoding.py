@@ -105,8 +105,8 @@ def _parse_wav(file: io.BufferedReader | io.BytesIO, name: str) -> tuple[bytes, 
             if (reader.getnchannels(), reader.getsampwidth()) != (1, 2):
                 raise _damaged(f"{name}: not mono with 16 bits")
             return reader.readframes(reader.getnframes()), reader.getframerate()
-    except (wave.Error, EOFError) as error:
-        raise _damaged(f"{name}: not a whole WAV: {error or 'it ends early'}") from None
+    except (wave.Error, EOFError, RuntimeError) as error:  # the last: a chunk says that it is longer
+        raise _damaged(f"{name}: not a whole WAV: {str(error) or 'it ends early'}") from None
 
 
 def _wav(pcm: bytes, rate: int) -> bytes:

@@ -62,8 +62,11 @@ class Work(Protocol[T]):
     def owed(self) -> OwedWork | None:
         """Where an item's failures are kept. None: every failure is the destination's."""
 
-    async def due(self, *, now: Instant, limit: int) -> Sequence[T]:
-        """Return items whose time has come. One in progress may be among them, and is left out."""
+    async def due(self, *, now: Instant, latest: Instant, limit: int) -> Sequence[T]:
+        """Return items whose time has come: it is not after `now`, or so late that a clock that was ahead set it.
+
+        One in progress may be among them, and is left out.
+        """
 
     async def do(self, item: T, *, now: Instant) -> int:
         """Bring the item to its destination, whatever was done of it before, and return its size.
@@ -156,7 +159,9 @@ class Leg(Generic[T]):
         if room <= 0 or self.stopping or not self._trying:
             return []
         if not self._ready:
-            due = await self._work.due(now=self._now(), limit=TAKEN_AT_ONCE)
+            now = self._now()
+            latest = now + int((ITEM_WAIT + self._max_wait) * SECOND)  # no wait is longer
+            due = await self._work.due(now=now, latest=latest, limit=TAKEN_AT_ONCE)
             self._ready.extend(item for item in due if item.id not in flying)
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 

@@ -27,6 +27,7 @@ from uuid import uuid4
 
 from edge_recorder.catalog.connection import Catalog, Row
 from edge_recorder.catalog.entities import ENTITIES, Entity
+from edge_recorder.catalog.owed import StaleTransition
 from edge_recorder.catalog.statements import Statement
 from edge_recorder.model import Instant
 from sync.backlog import read_backlog
@@ -52,8 +53,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where this epoch stands with the centre, as far as is known here."""
+    """Where `epoch` stands with the centre, as far as is known here."""
 
+    epoch: str  # of a catalog that was rebuilt under a running agent, this is another one than the catalog's
     cursor: int = 0  # the last change that the centre has taken
     token: str | None = None  # of the last batch that it took
     pending: str | None = None  # the token of a batch that was perhaps sent
@@ -80,6 +82,13 @@ class Place:
 
     def advanced(self) -> Place:
         return replace(self, cursor=self.pending_last, token=self.pending, pending=None, pending_last=0)
+
+
+async def read_place(catalog: Catalog) -> Place:
+    """Return where the catalog's epoch stands: at the beginning, if what is saved is of another epoch."""
+    saved = await catalog.get_state(STATE)
+    place = Place.from_json(saved) if saved is not None else None
+    return place if place is not None and place.epoch == catalog.epoch else Place(epoch=catalog.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +149,7 @@ class Push:
         self._heard: Instant | None = None  # when the centre last answered a heartbeat
         self._central: Central | None = None
 
-    async def due(self, *, now: Instant, limit: int) -> Sequence[Step]:  # noqa: ARG002 (one step at a time)
+    async def due(self, *, now: Instant, latest: Instant, limit: int) -> Sequence[Step]:  # noqa: ARG002 (one step at a time)
         place = await self._load()
         last = await self._catalog.fetch_one("changes.last")
         owed = last is not None and last["seq"] > place.cursor
@@ -165,9 +174,8 @@ class Push:
             await self._central.close()
 
     async def _load(self) -> Place:
-        if self._place is None:
-            saved = await self._catalog.get_state(STATE)
-            self._place = Place.from_json(saved) if saved is not None else Place()
+        if self._place is None or self._place.epoch != self._catalog.epoch:
+            self._place = await read_place(self._catalog)
             self._in_doubt = self._place.pending is not None
             heard = await self._catalog.get_state(LAST_HEARTBEAT)
             self._heard = int(heard) if heard is not None else None
@@ -185,7 +193,7 @@ class Push:
     async def _hello(self, place: Place) -> int:
         welcome = await self._opened().hello(
             node_id=self._catalog.node_id,
-            epoch=self._catalog.epoch,
+            epoch=place.epoch,
             label=self._me.label,
             tenant=self._me.tenant,
             software=self._me.software,
@@ -199,7 +207,7 @@ class Push:
         """Report health, learn where the centre stands, and ask for receipts that were lost with a reply."""
         central, who = self._opened(), {"node_id": self._catalog.node_id}
         health = await self._health(now)
-        pulse = await central.heartbeat(**who, epoch=self._catalog.epoch, health=health, next_within=self._me.heartbeat)
+        pulse = await central.heartbeat(**who, epoch=place.epoch, health=health, next_within=self._me.heartbeat)
         agreed = place.agreed(pulse.token, pulse.cursor)
         stored = await self._catalog.fetch("objects.without_receipt", limit=HOLDS_AT_ONCE)
         held = await central.holds(**who, object_ids=[row["object_id"] for row in stored]) if stored else []
@@ -247,7 +255,7 @@ class Push:
     def _address(self, place: Place, batch: Batch) -> dict[str, Any]:
         return {
             "node_id": self._catalog.node_id,
-            "epoch": self._catalog.epoch,
+            "epoch": place.epoch,
             "previous": place.token,
             "token": place.pending,
             "first_seq": batch.first,
@@ -262,6 +270,8 @@ class Push:
         last, limit = (place.pending_last, MAX_ROWS) if again else (NO_END, self._limit)
         while True:
             changes = await self._catalog.fetch("changes.pending", cursor=place.cursor, last=last, limit=limit)
+            if place.epoch != self._catalog.epoch:
+                raise StaleTransition(f"the catalog of epoch {place.epoch} gave way to a rebuilt one")
             rows = await self._rows(changes)
             text = payload(rows)
             if again or len(changes) == 1 or len(text) <= MAX_BYTES:

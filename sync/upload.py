@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sync.encoding import Encoded
 
 FORMATS = ("flac", "wav")  # that a stored object may be in
-LATEST = 86_400_000_000  # microseconds ahead: a next attempt later than that is of a clock that was set back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +66,9 @@ class Upload:
         self._store: ObjectStore | None = None
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encode")
 
-    async def due(self, *, now: Instant, limit: int) -> Sequence[OwedAudio]:
+    async def due(self, *, now: Instant, latest: Instant, limit: int) -> Sequence[OwedAudio]:
         rows = await self._catalog.fetch(
-            "objects.due", now=now, latest=now + LATEST, store_url=self._settings.url, limit=limit
+            "objects.due", now=now, latest=latest, store_url=self._settings.url, limit=limit
         )
         return await self._placed([self._owed(row) for row in rows])
 

@@ -27,7 +27,7 @@ from edge_recorder.errors import Exit, IntegrityMismatch
 from edge_recorder.settings import Settings, Store
 from edge_recorder.spool import JOURNAL, SegmentFile
 from sync.central.errors import Diverged, Superseded
-from sync.push import STATE, Place
+from sync.push import read_place
 from sync.retry import SyncError
 from sync.stores import FILE_SHA256, PCM_SHA256, Head, ObjectStore, open_store
 
@@ -202,7 +202,7 @@ class Verification:
         return self._stores[url]
 
     async def _check_centre(self) -> None:
-        place = await self._place()
+        place = await read_place(self._catalog)
         if self._settings.central is None:
             if place.introduced:
                 self.report.unreachable["centre"] = "[central] is not set"
@@ -227,17 +227,17 @@ class Verification:
             Diverged: Elsewhere than this catalog says.
         """
         while True:
-            before = await self._place()
+            before = await read_place(self._catalog)
             label, tenant, software = before.introduced
             welcome = await self._centre().hello(
                 node_id=self._catalog.node_id,
-                epoch=self._catalog.epoch,
+                epoch=before.epoch,
                 label=label,
                 tenant=tenant or None,
                 software=software,
                 reason="verify",
             )
-            if await self._place() == before:
+            if await read_place(self._catalog) == before:
                 before.agreed(welcome.token, welcome.cursor)
                 return
 
@@ -251,10 +251,6 @@ class Verification:
                 self._differ("centre", row["segment_id"], row["call_id"], "is not held, and had a receipt", **AT_CENTRE)
             elif any(getattr(each, name) != row[name] for name in HELD):
                 self._differ("centre", row["segment_id"], row["call_id"], "is held with other facts", **AT_CENTRE)
-
-    async def _place(self) -> Place:
-        saved = await self._catalog.get_state(STATE)
-        return Place() if saved is None else Place.from_json(saved)
 
     def _centre(self) -> Central:
         from sync.central.client import Central  # noqa: PLC0415 (only a node that has a centre pays for psycopg)

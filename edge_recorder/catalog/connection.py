@@ -26,7 +26,7 @@ import aiosqlite
 from edge_recorder import spool
 from edge_recorder.catalog import migrate, sqlite
 from edge_recorder.catalog.statements import Statement, statement
-from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, NoCatalog
+from edge_recorder.errors import CatalogBroken, CatalogBusy, DataDirError, EdgeRecorderError, NoCatalog
 
 # A statement that is not there, or values that SQLite cannot hold: a lone surrogate, a number past 64 bits.
 _UNIT_ERRORS = (sqlite.Error, KeyError, TypeError, ValueError, OverflowError)
@@ -121,6 +121,16 @@ class Catalog:
         """Return what the agent remembers as `name` (JSON)."""
         row = await self.fetch_one("agent_state.get", name=name)
         return row["value"] if row else None
+
+    async def check(self) -> None:
+        """Let SQLite look through the whole file.
+
+        Raises:
+            CatalogBroken: It found damage.
+        """
+        found = await self.fetch_one("check")
+        if found is None or found["quick_check"] != "ok":
+            raise CatalogBroken(f"{self.path} is damaged: {found}", fix="Run `edge-recorder repair local`")
 
     async def is_whole(self) -> bool:
         """Say whether this catalog knows every call of the spool: a new one does not, until it was rebuilt."""
@@ -263,6 +273,11 @@ class Catalog:
                 raise sqlite.translate(error, self.path) from error
             except RuntimeError as error:  # no thread is to be had now
                 raise CatalogBusy(f"{self.path}: {error}") from error
+            except OSError as error:
+                raise DataDirError(
+                    f"cannot open the catalog in {self.path.parent}: {error.strerror}",
+                    fix="Make it writable; to read a disk that cannot be, copy the data_dir to another",
+                ) from error
 
     async def _try_to_connect(self) -> None:
         self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))

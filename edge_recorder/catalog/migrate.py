@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time_ns
 from uuid import uuid4
@@ -89,6 +89,16 @@ def bring_up_to_date(path: Path, *, create_for: str | None) -> None:
                     _run(connection, script, version)
             finally:
                 connection.close()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a catalog that is broken out of the way, alone; it is never deleted. Returns its new name."""
+    aside = path.with_name(f"{path.name}.broken-{time_ns() // 1_000_000_000}")
+    with _locked(request_path(path), remove=True), _locked(guard_path(path)):
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 def wait_for_requester(path: Path) -> None:

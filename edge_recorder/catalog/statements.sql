@@ -4,6 +4,9 @@
 -- Which node and which life of its catalog this is.
 SELECT node_id, epoch FROM identity
 
+-- name: check
+PRAGMA quick_check(1)
+
 -- name: objects.owe
 -- A sealed segment's file is owed to the store. A rebuilt one is `unknown`.
 INSERT INTO objects (object_id, call_id, state, pcm_sha256)

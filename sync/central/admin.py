@@ -144,10 +144,13 @@ def _role_of(connection: Connection, fleet: str) -> str | None:
 
 
 def _make_login(connection: Connection, fleet: str) -> str:
-    """Make the login. Roles belong to the cluster: the name has the database's in it, and one may be left over."""
-    role = f"recorder_{connection.info.dbname}_{fleet}"
+    """Make the login. Roles belong to the cluster: the name has the database's in it, and one may be left over.
+
+    No fleet's name has a dash, so that `b` of the database `x_a` and `a_b` of `x` are two logins.
+    """
+    role = f"recorder_{connection.info.dbname}-{fleet}"
     if len(role.encode()) > ROLE_NAME_BYTES:
-        role = f"recorder_{hashlib.sha256(role.encode()).hexdigest()[:16]}_{fleet}"
+        role = f"recorder_{hashlib.sha256(role.encode()).hexdigest()[:16]}-{fleet}"
     (exists,) = _one(connection, "select exists (select from pg_roles where rolname = %s)", role)
     if not exists:
         connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))

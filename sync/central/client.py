@@ -323,8 +323,11 @@ _ACCESS_FIX = "Check user, password, database and TLS in the DSN; `central add-f
 
 
 def _answered(error: psycopg.Error) -> bool:
-    """Whether the server refused the statement and the connection is as good as before."""
-    return (error.sqlstate or "08")[:2] not in {"08", "57", "58", "XX"}
+    """Whether the server refused the statement and the connection is as good as before.
+
+    A read-only server (class 25) was demoted in a failover: a new connection may find the new primary, this one never.
+    """
+    return (error.sqlstate or "08")[:2] not in {"08", "25", "57", "58", "XX"}
 
 
 def _without_password(message: str, dsn: str) -> str:

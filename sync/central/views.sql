@@ -1,7 +1,8 @@
 -- The dashboard's contract. Columns are only ever added, at the end.
 --
 -- Views run as the owner, so a reader needs no right on a table; each filters its rows by the tenants of the login that asks,
--- and security_barrier keeps a reader's own functions from seeing a row before that filter does.
+-- and security_barrier keeps a reader's own functions from seeing a row before that filter does. A call is what its own node says:
+-- another, perhaps of another fleet, may send rows with its id, and nobody sees them there.
 
 -- Whether the login sees every tenant: the owner and its members, and readers without a tenant.
 create or replace function recorder.sees_all() returns boolean
@@ -42,12 +43,15 @@ cross join lateral (
             count(*) filter (where o.state = 'stored') as stored,
             sum(s.frames / s.rate::double precision) as seconds
         from recorder.segments s
-        left join recorder.objects o on o.call_id = s.call_id and o.object_id = s.segment_id
-        where s.call_id = c.call_id
+        left join recorder.objects o on o.call_id = s.call_id and o.object_id = s.segment_id and o.node_id = s.node_id
+        where s.call_id = c.call_id and s.node_id = c.node_id
         group by s.track
     ) t
 ) a
-cross join lateral (select count(*) as gaps from recorder.spans x where x.call_id = c.call_id and x.kind = 'gap') g
+cross join lateral (
+    select count(*) as gaps from recorder.spans x
+    where x.call_id = c.call_id and x.node_id = c.node_id and x.kind = 'gap'
+) g
 where (select recorder.sees_all()) or c.tenant = any ((select recorder.my_tenants())::text[]);
 
 -- One call with everything that belongs to it, each kind as a JSON array in the order of the timeline.
@@ -66,28 +70,28 @@ select
             'file_bytes', o.file_bytes, 'file_sha256', o.file_sha256, 'stored_at', o.stored_at, 'last_error', o.last_error
         ) order by s.track, s.first_sample, s.seq), '[]')
         from recorder.segments s
-        left join recorder.objects o on o.call_id = s.call_id and o.object_id = s.segment_id
-        where s.call_id = c.call_id
+        left join recorder.objects o on o.call_id = s.call_id and o.object_id = s.segment_id and o.node_id = s.node_id
+        where s.call_id = c.call_id and s.node_id = c.node_id
     ) as segments,
     (
         select coalesce(jsonb_agg(jsonb_build_object(
             'n', x.n, 'track', x.track, 'kind', x.kind, 'start_s', x.start_s, 'end_s', x.end_s, 'reason', x.reason
         ) order by x.start_s, x.n), '[]')
-        from recorder.spans x where x.call_id = c.call_id
+        from recorder.spans x where x.call_id = c.call_id and x.node_id = c.node_id
     ) as spans,
     (
         select coalesce(jsonb_agg(jsonb_build_object(
             'n', m.n, 'role', m.role, 'text', m.text, 'start_s', m.start_s, 'end_s', m.end_s,
             'metadata', m.metadata, 'created_at', m.created_at
         ) order by coalesce(m.start_s, extract(epoch from m.created_at - c.started_at)), m.n), '[]')
-        from recorder.messages m where m.call_id = c.call_id
+        from recorder.messages m where m.call_id = c.call_id and m.node_id = c.node_id
     ) as messages,
     (
         select coalesce(jsonb_agg(jsonb_build_object(
             'n', u.n, 'kind', u.kind, 'quantity', u.quantity, 'unit', u.unit, 'provider', u.provider, 'model', u.model,
             'cost', u.cost, 'currency', u.currency, 'metadata', u.metadata, 'created_at', u.created_at
         ) order by u.n), '[]')
-        from recorder.usage u where u.call_id = c.call_id
+        from recorder.usage u where u.call_id = c.call_id and u.node_id = c.node_id
     ) as usage,
     (
         select coalesce(jsonb_agg(jsonb_build_object(
@@ -95,7 +99,7 @@ select
             'file_bytes', o.file_bytes, 'file_sha256', o.file_sha256, 'pcm_sha256', o.pcm_sha256,
             'stored_at', o.stored_at, 'error_class', o.error_class, 'last_error', o.last_error
         ) order by o.key, o.object_id), '[]')
-        from recorder.objects o where o.call_id = c.call_id
+        from recorder.objects o where o.call_id = c.call_id and o.node_id = c.node_id
     ) as objects
 from recorder.calls c
 left join recorder.nodes n on n.node_id = c.node_id
@@ -125,7 +129,7 @@ from (
         coalesce(o.last_error, 'no error was given') as problem,
         'See `edge-recorder status` on the node; `edge-recorder retry` tries it again' as fix
     from recorder.objects o
-    left join recorder.calls c on c.call_id = o.call_id
+    left join recorder.calls c on c.call_id = o.call_id and c.node_id = o.node_id
     where o.state = 'quarantined'
     union all
     select
@@ -157,7 +161,7 @@ select
     x.call_id, c.external_id, c.tenant, c.node_id, x.track, x.start_s, x.end_s, x.end_s - x.start_s as seconds, x.reason,
     c.started_at + make_interval(secs => x.start_s) as at
 from recorder.spans x
-join recorder.calls c on c.call_id = x.call_id
+join recorder.calls c on c.call_id = x.call_id and c.node_id = x.node_id
 where x.kind = 'gap' and ((select recorder.sees_all()) or c.tenant = any ((select recorder.my_tenants())::text[]));
 
 -- What bills are made of, by day (UTC).
@@ -166,6 +170,6 @@ select
     (u.created_at at time zone 'UTC')::date as day, c.tenant, c.agent, u.kind, u.provider, u.model, u.unit, u.currency,
     sum(u.quantity) as quantity, sum(u.cost) as cost, count(distinct u.call_id) as calls
 from recorder.usage u
-join recorder.calls c on c.call_id = u.call_id
+join recorder.calls c on c.call_id = u.call_id and c.node_id = u.node_id
 where (select recorder.sees_all()) or c.tenant = any ((select recorder.my_tenants())::text[])
 group by 1, 2, 3, 4, 5, 6, 7, 8;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ def sync(ctx: click.Context, *, watch: bool) -> None:
     Exits with 3 while something is still owed, and with 12 if all of that waits for credentials or permission.
     """
     app = ctx.obj
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each commit
     summary = app.run(agent.run(app.settings, watch=watch, progress=_progress_line()))
     if sys.stderr.isatty():
         click.echo(CLEAR_LINE, nl=False, err=True)
@@ -37,7 +39,9 @@ def describe(summary: agent.Summary) -> str:
     upload, push = summary.upload, summary.push
     lines = [f"uploaded {upload.arrived} objects ({upload.size / MIB:.1f} MiB), pushed {push.arrived} rows"]
     lines += _owed("audio", "objects", upload, "[store]") + _owed("facts", "changes", push, "[central]")
-    if not (upload.behind or push.behind):
+    if summary.unrecovered:
+        lines.append(f"calls of recorders that died are still open: {summary.unrecovered}")
+    if not (upload.behind or push.behind or summary.unrecovered):
         lines.append("everything that is configured has arrived")
     return "\n".join(lines)
 

@@ -120,7 +120,7 @@ def open_store(settings: Store) -> ObjectStore:
     if settings.url.startswith("file:"):
         from sync.stores.file import FileStore  # noqa: PLC0415 (only what is used)
 
-        return FileStore.at(settings.url)
+        return FileStore(settings)
     from sync.stores.s3 import S3Store  # noqa: PLC0415 (an idle pass must not pay for botocore)
 
     return S3Store(settings)

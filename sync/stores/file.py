@@ -19,12 +19,14 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from edge_recorder import durable
+from edge_recorder.settings import Store
 from sync.retry import ErrorClass, SyncError
 from sync.stores import FILE_SHA256, FILE_SIZE, Body, Head, ObjectInfo, ObjectMissing, PutResult, settle
 
@@ -37,14 +39,15 @@ Result = TypeVar("Result")
 
 
 class FileStore:
-    """Objects as files below `root`, which must exist: one made here could hide a mount that is missing."""
+    """Objects as files below a root, which must exist: one made here could hide a mount that is missing.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    A mount whose server is gone answers nothing. Its threads, which nobody can end, are not those of others.
+    """
 
-    @classmethod
-    def at(cls, url: str) -> FileStore:
-        return cls(Path(unquote(urlsplit(url).path)))
+    def __init__(self, settings: Store) -> None:
+        self._root = Path(unquote(urlsplit(settings.url).path))
+        self._timeout = settings.timeout
+        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="store")
 
     async def put(self, key: str, body: Body, *, metadata: Mapping[str, str], content_type: str) -> PutResult:
         return await self._run(key, lambda: self._put(key, body, {**metadata, **body.metadata}, content_type))
@@ -60,11 +63,19 @@ class FileStore:
             yield info
 
     async def aclose(self) -> None:
-        """Nothing is held open."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, key: str, step: Callable[[], Result]) -> Awaitable[Result]:
-        """Do `step` off the event loop, and say what an error of the file system means."""
-        return asyncio.to_thread(self._attempt, key, step)
+    async def _run(self, key: str, step: Callable[[], Result]) -> Result:
+        """Do `step` off the event loop and bounded in time, and say what an error of the file system means."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, self._attempt, key, step)
+        except TimeoutError:
+            raise SyncError(
+                f"{self._root}: {key}: no answer in {self._timeout:g} s",
+                error_class=ErrorClass.TRANSIENT,
+                fix="Look at that file system",
+            ) from None
 
     def _attempt(self, key: str, step: Callable[[], Result]) -> Result:
         if not self._root.is_dir():

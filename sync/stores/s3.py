@@ -73,9 +73,9 @@ class S3Store:
         try:
             async with self._request("HeadObject", key) as client:
                 found = await client.head_object(Bucket=self._bucket, Key=key)
+                return Head(size=found["ContentLength"], metadata=_read(found["Metadata"]), etag=_etag(found))
         except ObjectMissing:
             return None
-        return Head(size=found["ContentLength"], metadata=_read(found["Metadata"]), etag=found.get("ETag"))
 
     async def get(self, key: str, *, start: int | None = None, length: int | None = None) -> bytes:
         if length == 0:
@@ -122,7 +122,7 @@ class S3Store:
                 IfNoneMatch="*",
                 Metadata={name: quote(value, safe=PLAIN) for name, value in metadata.items()},
             )
-        return done["ETag"]
+            return _etag(done)
 
     @asynccontextmanager
     async def _request(self, operation: str, key: str) -> AsyncIterator[S3Client]:
@@ -180,6 +180,13 @@ def _without_expect(request: AWSPreparedRequest, **_: object) -> None:
     """Send the body at once: aiohttp would wait, without a timer, for a `100 Continue` that some servers never send."""
     if "Expect" in request.headers:
         del request.headers["Expect"]
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    """Return the object's ETag. What says 200 without one is no S3 but a proxy, or a captive portal."""
+    if "ETag" not in answer:
+        raise ValueError("the answer has no ETag, so it is not an S3's")
+    return str(answer["ETag"])
 
 
 def _read(metadata: Mapping[str, str]) -> dict[str, str]:

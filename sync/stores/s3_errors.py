@@ -112,7 +112,7 @@ def of_server(subject: str, error: boto.ClientError) -> SyncError:
 
 
 def of_client(subject: str, error: Exception) -> SyncError:
-    """Return what it means that no answer came."""
+    """Return what it means that no answer came, or none that an S3 would give."""
     cause = error.kwargs.get("error", error) if isinstance(error, boto.BotoCoreError) else error
     message = f"{subject}: {error}" if str(error) else f"{subject}: no answer in time"
     if isinstance(cause, ssl.SSLError | FileNotFoundError | PermissionError):

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from centre import Node, call
-from psycopg import conninfo
+from psycopg import conninfo, sql
 
 from sync.central.client import Central, parameters
 from sync.central.errors import IncompatibleCentre
@@ -103,6 +103,19 @@ async def test_connection_cut_by_the_server(node: Node, superuser_dsn: str) -> N
         superuser.execute("select pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
     with pytest.raises(SyncError) as caught:
         await node.push(call())
+    assert caught.value.error_class is ErrorClass.TRANSIENT
+    await node.push(call())
+
+
+async def test_server_that_became_read_only(node: Node, superuser_dsn: str) -> None:
+    """A connection to a server that was demoted is given up, as the address leads to the new primary by now."""
+    role = sql.Identifier(conninfo.conninfo_to_dict(node.central._dsn)["user"])
+    with psycopg.connect(superuser_dsn, autocommit=True) as superuser:
+        superuser.execute(sql.SQL("alter role {} set default_transaction_read_only = on").format(role))
+        await node.central.close()
+        with pytest.raises(SyncError) as caught:
+            await node.push(call())
+        superuser.execute(sql.SQL("alter role {} reset default_transaction_read_only").format(role))
     assert caught.value.error_class is ErrorClass.TRANSIENT
     await node.push(call())
 

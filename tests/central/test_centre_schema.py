@@ -123,6 +123,17 @@ def test_role_left_over_from_a_dropped_database(centre_dsn: str, execute: Callab
     assert admin.add_fleet(centre_dsn, "north").role == role
 
 
+def test_database_and_fleet_are_kept_apart_in_a_role_name(postgres: PostgresServer) -> None:
+    """Where database and fleet, joined, read the same, two centres of one cluster still have two logins."""
+    stem = secrets.token_hex(6)
+    whole, part = (postgres.new_database(name) for name in (stem, f"{stem}_eu"))
+    for dsn in (whole, part):
+        admin.migrate(dsn)
+    first = admin.add_fleet(whole, "eu_north")
+    admin.add_fleet(part, "north")
+    psycopg.connect(first.dsn).close()
+
+
 def test_role_names_never_meet(postgres: PostgresServer) -> None:
     """Two databases whose long names begin alike have logins of their own."""
     roles, stem = set(), secrets.token_hex(31)

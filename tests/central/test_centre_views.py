@@ -11,6 +11,8 @@ from centre import Node, call, ended, gap, message, segment, stored, usage
 from psycopg import conninfo
 
 from edge_recorder.model import Custody
+from sync.central import admin
+from sync.central.client import Central
 
 Query = Callable[..., list[tuple[Any, ...]]]
 
@@ -52,6 +54,28 @@ async def test_call_detail_has_everything_of_a_call(node: Node, query: Query) ->
     assert [(each["kind"], each["reason"]) for each in spans] == [("gap", "disk full")]
     assert [each["text"] for each in messages] == ["first", "second"]
     assert [each["unit"] for each in used] == ["character"]
+
+
+async def test_call_is_what_its_own_node_says(node: Node, centre_dsn: str, query: Query) -> None:
+    """What a node of another fleet sends under a call's id is seen in no view of that call, nor on its bill."""
+    it = call()
+    await node.push(it, segment(it.call_id))
+    async with Central(admin.add_fleet(centre_dsn, "south").dsn) as central:
+        other = Node(central)
+        await other.hello()
+        await other.push(
+            stored(segment(it.call_id)),
+            message(it.call_id),
+            usage(it.call_id),
+            gap(it.call_id),
+            segment(it.call_id, seq=2),
+        )
+    listed = "select segments_known, segments_stored, gaps from recorder.call_list"
+    assert query(listed) == [(1, 0, 0)]
+    shown = "select jsonb_array_length(segments), spans, messages, usage, objects from recorder.call_detail"
+    assert query(shown) == [(1, [], [], [], [])]
+    for view in ("gaps", "usage_by_day"):
+        assert query(f"select count(*) from recorder.{view}") == [(0,)]
 
 
 async def test_call_detail_of_an_empty_call(node: Node, query: Query) -> None:

@@ -93,6 +93,7 @@ async def strict() -> AsyncIterator[StrictS3]:
 async def strict_store(strict: StrictS3) -> AsyncIterator[S3Store]:
     """A store on the strict stub."""
     opened = S3Store(Store(url=f"s3://{BUCKET}/pre", endpoint_url=strict.address, timeout=20))
+    await opened._connected()  # loads botocore's tables, which the timeout of a first request must not pay for
     yield opened
     await opened.aclose()
 

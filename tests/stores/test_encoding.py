@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import wave
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_flac_is_smaller(tmp_path: Path) -> None:
     samples = tone(24000, 5)
     done = encoded(segment(tmp_path / "a.wav", samples, 24000), samples, 24000, "flac")
     assert len(done.body.data) < samples.nbytes / 2
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x01, 0x7F, 0x80, 0xFF])
+def test_damaged_header(tmp_path: Path, byte: int) -> None:
+    """Whatever a damaged byte of the header makes of its chunks, the file is refused, or its samples are whole."""
+    samples = tone(8000, 0.01)
+    path = segment(tmp_path / "a.wav", samples, 8000)
+    whole = path.read_bytes()
+    for place in (*range(48), *range(HEADER_BYTES - 8, HEADER_BYTES)):
+        path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        with suppress(DamagedAudio):
+            done = encoded(path, samples, 8000, "flac")
+            assert np.array_equal(decode(done.body.data, "flac")[0], samples)
 
 
 @pytest.mark.parametrize("stored_as", FORMATS)

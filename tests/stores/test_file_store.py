@@ -25,7 +25,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nas(root: Path) -> FileStore:
-    return FileStore(root)
+    return at(root)
+
+
+def at(root: Path, timeout: float = 60.0) -> FileStore:
+    return FileStore(Store(url=root.as_uri(), timeout=timeout))
 
 
 async def put(store: FileStore, key: str, data: bytes, **metadata: str) -> PutResult:
@@ -62,7 +66,7 @@ async def test_listing_stays_inside(nas: FileStore) -> None:
 
 async def test_missing_mount(tmp_path: Path) -> None:
     """A root that is not there is local trouble with a fix, and is never made."""
-    store = FileStore(tmp_path / "mnt" / "nas")
+    store = at(tmp_path / "mnt" / "nas")
     for step in (put(store, "k", b"x"), store.head("k"), store.get("k")):
         with pytest.raises(SyncError) as caught:
             await step
@@ -108,7 +112,7 @@ async def test_metadata_is_there_before_the_object(nas: FileStore, root: Path, m
 async def test_writers_at_once(root: Path) -> None:
     """Of many writers of different content under one key one wins, and all others learn so."""
     bodies = [bytes([n]) * 4000 for n in range(8)]
-    results = await asyncio.gather(*(put(FileStore(root), "k", data) for data in bodies), return_exceptions=True)
+    results = await asyncio.gather(*(put(at(root), "k", data) for data in bodies), return_exceptions=True)
     winners = [data for data, result in zip(bodies, results, strict=True) if isinstance(result, PutResult)]
     assert winners == [(root / "k").read_bytes()]
     assert sum(isinstance(result, ObjectConflict) for result in results) == 7
@@ -116,7 +120,7 @@ async def test_writers_at_once(root: Path) -> None:
 
 async def test_same_content_at_once(root: Path) -> None:
     """Of many writers of the same content one makes the object and the others find it done."""
-    results = await asyncio.gather(*(put(FileStore(root), "k", b"same") for _ in range(8)))
+    results = await asyncio.gather(*(put(at(root), "k", b"same") for _ in range(8)))
     assert sum(result.created for result in results) == 1
 
 
@@ -135,6 +139,19 @@ async def test_file_without_a_sidecar(nas: FileStore, root: Path) -> None:
     head = await nas.head("k")
     assert head is not None
     assert (head.size, head.metadata) == (6, {})
+
+
+async def test_mount_that_hangs(root: Path) -> None:
+    """A file system that answers nothing is an outage within the timeout, and holds up none but its own threads."""
+    store = at(root, timeout=0.1)
+    (root / "k").write_bytes(b"x")
+    os.mkfifo(root / "k.meta.json")  # who reads it waits for a writer
+    with pytest.raises(SyncError) as caught:
+        await put(store, "k", b"x")
+    assert caught.value.error_class is ErrorClass.TRANSIENT
+    assert await asyncio.to_thread(lambda: "alive") == "alive"
+    os.close(os.open(root / "k.meta.json", os.O_WRONLY))
+    await store.aclose()
 
 
 async def test_folder_is_no_object(nas: FileStore) -> None:

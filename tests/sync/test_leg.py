@@ -44,8 +44,8 @@ class Jobs:
     def owed(self) -> OwedWork:
         return OwedWork(self.catalog, "objects")
 
-    async def due(self, *, now: Instant, limit: int) -> Sequence[Job]:
-        rows = await self.catalog.fetch("objects.due", now=now, latest=now + 10**12, store_url="a place", limit=limit)
+    async def due(self, *, now: Instant, latest: Instant, limit: int) -> Sequence[Job]:
+        rows = await self.catalog.fetch("objects.due", now=now, latest=latest, store_url="a place", limit=limit)
         return [Job(row["object_id"], row["attempts"]) for row in rows]
 
     async def do(self, item: Job, *, now: Instant) -> int:
@@ -259,6 +259,18 @@ async def test_clock_set_back_does_not_delay(catalog: Catalog, ids: list[str], t
     jobs = Jobs(catalog)
     await leg_of(jobs, time).drain()
     assert ids[0] in jobs.tried
+
+
+async def test_clock_that_ran_ahead_costs_nothing(catalog: Catalog, time: Time) -> None:
+    """What a destination refused while the clock ran ahead is due as soon as the clock is right."""
+    jobs = Jobs(catalog, fail=lambda _: error(ErrorClass.CLOCK))
+    time.now += 5 * 3600 * 10**6
+    leg = leg_of(jobs, time)
+    await leg.drain()
+    time.now = NOW
+    jobs.fail = lambda _: None
+    await leg.drain()
+    assert await counts(catalog) == {"stored": 12}
 
 
 async def test_moves_take_effect_once(catalog: Catalog, ids: list[str]) -> None:

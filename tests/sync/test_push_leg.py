@@ -91,15 +91,15 @@ def leg_of(site: Site, catalog: Catalog, port: int) -> Leg[Step]:
     return Leg("push", push, catalog, now=site.clock, random=lambda: 0.0, max_wait=900)
 
 
-PENDING = Place(cursor=5, token="last", pending="next", pending_last=9)
+PENDING = Place(epoch="e", cursor=5, token="last", pending="next", pending_last=9)
 
 
 @pytest.mark.parametrize(
     ("place", "token", "cursor", "agreed"),
     [
-        (PENDING, "next", 9, Place(cursor=9, token="next")),
+        (PENDING, "next", 9, Place(epoch="e", cursor=9, token="next")),
         (PENDING, "last", 5, PENDING),
-        (Place(), None, 0, Place()),
+        (Place(epoch="e"), None, 0, Place(epoch="e")),
     ],
     ids=["it was applied", "it was not", "nothing was ever sent"],
 )

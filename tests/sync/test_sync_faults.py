@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -14,14 +15,19 @@ from pathlib import Path
 from time import time_ns
 
 import pytest
+from nodes import WRITER
 from psycopg.conninfo import make_conninfo
 from sites import SEGMENTS, START, Site
 from taps import Tap
 
+from edge_recorder import spool
+from edge_recorder.catalog.connection import Catalog, catalog_path
 from edge_recorder.catalog.entities import BY_TABLE
 from edge_recorder.errors import Exit
-from edge_recorder.model import Message, message_id
-from sync.leg import TRIES
+from edge_recorder.model import Message, message_id, new_call_id
+from sync import agent
+from sync.leg import TRIES, Leg
+from sync.push import Push, Step
 
 PROGRAM = Path(sys.executable).with_name("edge-recorder")
 LONG = 1000.0  # seconds; more than any wait
@@ -128,6 +134,69 @@ def test_poison_file_holds_up_nobody(site: Site) -> None:
     assert len(kinds) == 2
     assert "2 set aside" in site.sync().upload.reason
     assert damaged.exists()
+
+
+def test_call_that_cannot_be_recovered_holds_up_nobody(site: Site) -> None:
+    """Where a dead recorder left what the disk does not give back, the rest is synced, and the failure is told."""
+    call = site.call()
+    dead = call.directory.with_name(new_call_id(START))
+    (dead / spool.JOURNAL).mkdir(parents=True)  # reading it fails, as with a bad sector
+    (site.node.data_dir / "writers" / f"{WRITER}.lock").touch()
+    done = site.node.run("sync")
+    assert (done.code, "calls of recorders that died are still open" in done.out) == (Exit.PARTIAL, True)
+    site.check_complete()
+
+
+def test_rebuilt_catalog_is_told_as_a_new_epoch(site: Site) -> None:
+    """A catalog that is lost and rebuilt between two passes brings the centre up to date, and stores nothing twice."""
+    site.call()
+    site.sync()
+    stored = site.bucket.keys()
+    rebuild(site)
+    assert site.sync().exit_code == Exit.DONE
+    assert site.bucket.keys() == stored
+    assert site.query("select distinct generation from recorder.objects") == [(2,)]
+    site.check_complete()
+
+
+def test_catalog_rebuilt_under_a_running_agent(site: Site) -> None:
+    """An agent whose catalog is replaced begins anew with the centre, and a later pass finds nothing amiss."""
+    site.call()
+    site.sync()
+
+    async def replaced() -> None:
+        catalog = await Catalog.open(site.node.data_dir)
+        leg = push_leg(site, catalog)
+        await leg.drain()
+        await asyncio.to_thread(rebuild, site)
+        await asyncio.to_thread(site.call, seed=5)
+        await leg.drain()
+        assert (leg.breaker.reason, leg.breaker.failures) == ("", 0)
+        await leg.aclose()
+        await catalog.close()
+
+    asyncio.run(replaced())
+    assert site.query("select generation, superseded_at is null from recorder.epochs order by 1") == [
+        (1, False),
+        (2, True),
+    ]
+    assert site.sync().exit_code == Exit.DONE
+    site.check_complete(calls=2)
+
+
+def push_leg(site: Site, catalog: Catalog) -> Leg[Step]:
+    central = site.settings.central
+    assert central is not None
+    push = Push(catalog, site.node.data_dir, agent.introduction(site.settings, central))
+    return Leg("push", push, catalog, now=site.clock, random=site.random, max_wait=900.0)
+
+
+def rebuild(site: Site) -> None:
+    """Lose the catalog, and bring it back from the spool under a new epoch."""
+    path = catalog_path(site.node.data_dir)
+    for file in path.parent.glob("catalog.db*"):
+        file.unlink()
+    assert site.node.run("repair", "local").code == Exit.DONE
 
 
 def test_item_waits_between_its_tries(site: Site) -> None:
