@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -22,6 +23,19 @@ Audio = bytes | bytearray | memoryview | NDArray[np.int16] | NDArray[np.float32]
 
 RATES = range(1_000, 192_001)  # Hz
 FULL_SCALE = 32767
+DIGITS = 50  # of an exact number, on either side of the point
+
+
+def checked_tracks(tracks: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the tracks of a new call as name -> rate in Hz.
+
+    Raises:
+        CallerError: They are no mapping, or a name cannot name a track.
+        InvalidAudio: A rate is no sample rate.
+    """
+    if tracks is not None and not isinstance(tracks, Mapping):
+        raise CallerError(f"tracks={tracks!r} is no mapping", fix='Give name -> Hz, like {"user": 8000}')
+    return {track: checked_rate(track, rate) for track, rate in (tracks or {}).items()}
 
 
 def checked_rate(track: str, rate: int) -> int:
@@ -89,7 +103,7 @@ def as_exact(name: str, value: str | int | Decimal) -> str:
     """Return a decimal number as text.
 
     Raises:
-        CallerError: It is a float, which is never exact, or not a finite number.
+        CallerError: It is a float, which is never exact, or not a finite number of a sane size.
     """
     if isinstance(value, (float, bool)):
         raise CallerError(f"{name}={value!r} is not exact", fix="Give text, an int or a Decimal")
@@ -97,8 +111,10 @@ def as_exact(name: str, value: str | int | Decimal) -> str:
         number = Decimal(value)
     except (InvalidOperation, TypeError, ValueError):
         raise CallerError(f"{name}={value!r} is not a number", fix="Give text, an int or a Decimal") from None
-    if not number.is_finite():
-        raise CallerError(f"{name}={value!r} is not finite", fix="Give a finite number")
+    if not number.is_finite() or abs(number.adjusted()) > DIGITS or len(number.as_tuple().digits) > DIGITS:
+        raise CallerError(
+            f"{name}={value!r} is not finite, or too long", fix=f"Give a number of {DIGITS} digits at most"
+        )
     return format(number, "f")
 
 

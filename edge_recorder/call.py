@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from types import TracebackType
@@ -24,6 +25,7 @@ from edge_recorder.timeline import NANOSECONDS, Chunk
 from edge_recorder.wav import Samples
 
 LONGEST_CALL = 86_400.0  # seconds
+END_WAIT = 30.0  # seconds that leaving a `with` block waits for a disk that refuses; the call goes on being ended
 
 T = TypeVar("T")
 
@@ -302,7 +304,8 @@ class Call:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end(_reason_of(kind)).result()
+        with suppress(TimeoutError):
+            self.end(_reason_of(kind)).result(END_WAIT)
 
     async def __aenter__(self) -> Self:
         return self
@@ -310,7 +313,8 @@ class Call:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.end(_reason_of(kind))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(_ended(self.end(_reason_of(kind))), END_WAIT)
 
     # The recorder's side.
 
@@ -396,6 +400,10 @@ class Call:
     def _refuse_after_end(self) -> None:
         if self._ending is not None:
             raise CallEnded(f"call {self.id} has ended", fix="Start a new call")
+
+
+async def _ended(summary: Pending[CallSummary]) -> None:
+    await summary
 
 
 def _reason_of(kind: type[BaseException] | None) -> str:

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from edge_recorder import model, recovery, spool
-from edge_recorder.arguments import as_json, checked_rate, clean, clean_if_given
+from edge_recorder.arguments import as_json, checked_tracks, clean, clean_if_given
 from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.errors import (
@@ -158,7 +158,7 @@ class Recorder:
         loop = self._running_loop()
         if pace not in set(Pace):
             raise CallerError(f"pace={pace!r} is not a pace", fix=f"Use one of {', '.join(Pace)}")
-        rates = {track: checked_rate(track, rate) for track, rate in (tracks or {}).items()}
+        rates = checked_tracks(tracks)
         started_at, began = now(), time.monotonic_ns()
         reason = self._reason_not_to_record(record)
         fact = model.Call(
@@ -349,7 +349,7 @@ class Recorder:
     def _note_disk(self, errors: list[OSError]) -> None:
         """Log that the disk refuses, once until it takes again."""
         if errors and not self._disk_failing:
-            log.error("the disk refuses what is recorded, which waits in RAM: %s", errors[0])
+            log.error("the disk refuses what is recorded, which waits in RAM: %s. Free room, or mend it", errors[0])
         elif self._disk_failing and not errors:
             log.warning("the disk takes what is recorded again")
         self._disk_failing = bool(errors)

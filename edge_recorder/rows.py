@@ -1,8 +1,8 @@
 """
 Rows on their way to the catalog: they wait here, bounded, while SQLite cannot take them.
 
-All of them are on disk in their call's journal already. What is given up here (too many, or refused by SQLite) is `lost`
-to this recorder only: the next start takes it from the journal.
+All of them are on disk in their call's journal already. What is given up here (too many, or refused by SQLite) is
+`lost` to this recorder only: the next start takes it from the journal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class _Part:
 
 
 class RowQueue:
-    """The rows of one recorder. `recover` is awaited before the first commit into each catalog, `pause` after a failure."""
+    """The rows of one recorder.
+
+    `recover` is awaited before the first commit into each catalog, `pause` after a failure.
+    """
 
     def __init__(
         self, catalog: Catalog, *, recover: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]

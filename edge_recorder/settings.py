@@ -150,7 +150,7 @@ class Settings(Section):
         Raises:
             SettingsError: A key is unknown, missing or wrong.
         """
-        if not isinstance(tables.get("node", {}), Mapping) or "data_dir" not in tables.get("node", {}):
+        if not isinstance(tables.get("node", {}), Mapping) or not tables.get("node", {}).get("data_dir"):
             raise SettingsError(
                 f"{source}: node.data_dir is missing",
                 fix="Run `edge-recorder init`, pass --config FILE, or set EDGE_RECORDER_NODE__DATA_DIR",

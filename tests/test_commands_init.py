@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from nodes import MadeCall, Node, noise
 
+from edge_recorder.catalog import migrate
 from edge_recorder.commands import cli
 from edge_recorder.errors import CallerError, DataDirError, Exit, SettingsError
 from edge_recorder.settings import Settings
@@ -101,3 +104,35 @@ def test_repair_that_cannot_mend_a_call(call: MadeCall) -> None:
     done = call.node.run("--json", "repair", "local")
     assert done.code == Exit.PARTIAL
     assert (done.document["calls_seen"], done.document["calls_failed"]) == (2, 1)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "pages"])
+def test_repair_local_replaces_a_broken_catalog(data_dir: Path, damage: str) -> None:
+    """A damaged catalog is set aside, never deleted, and every row comes back from the journals."""
+    node = Node(data_dir)
+    call = node.call({"user": (8000, [noise(800), noise(400)])})
+    path = data_dir / "catalog.db"
+    whole = path.read_bytes()
+    path.write_bytes(b"garbage" * 1000 if damage == "garbage" else whole[:8192] + b"\xff" * (len(whole) - 8192))
+    done = node.run("repair", "local")
+    assert (done.code, "set aside" in done.err) == (Exit.DONE, True)
+    (aside,) = data_dir.glob("catalog.db.broken-*[0-9]")
+    assert aside.stat().st_size == (7000 if damage == "garbage" else len(whole))
+    assert [row["segment_id"] for row in node.fetch("segments.of_call", call_id=call.id)] == [
+        segment.segment_id for segment in call.segments
+    ]
+    assert node.run("repair", "local").err == ""
+
+
+def test_commands_say_that_a_data_dir_cannot_be_written(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is read-only, reading commands end with 12 and what to do, not with a traceback."""
+    node = Node(data_dir, store={"url": f"file://{data_dir}"})
+
+    def read_only(path: Path) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(migrate, "lock_shared", read_only)
+    for command in (("calls", "list"), ("status",), ("verify",), ("sync",)):
+        done = node.run(*command)
+        assert done.code == Exit.ACCESS, command
+        assert "copy the data_dir" in done.err

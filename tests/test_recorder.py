@@ -36,6 +36,7 @@ from edge_recorder import (
     tape,
     wav,
 )
+from edge_recorder import call as call_module
 from edge_recorder import recorder as recorder_module
 from edge_recorder import rows as rows_module
 from edge_recorder.catalog.connection import Catalog
@@ -237,6 +238,7 @@ def test_bad_audio_is_refused_before_any_harm(
     [
         ({"tracks": {"user": 0}}, "1000 to 192000"),
         ({"tracks": {"user": None}}, "1000 to 192000"),
+        ({"tracks": ["user"]}, "no mapping"),
         ({"tracks": {"mixed": 8000}}, "mixed"),
         ({"pace": "fast"}, "live, media"),
         ({"metadata": {"x": object()}}, "metadata is not JSON"),
@@ -252,7 +254,7 @@ def test_bad_start_is_refused(recorder: Recorder, data_dir: Path, arguments: dic
     assert len(rows(data_dir, "calls.all")) == 1
 
 
-@pytest.mark.parametrize("quantity", [1.5, "many", "nan", True])
+@pytest.mark.parametrize("quantity", [1.5, "many", "nan", True, "1e1000000", "9" * 60])
 def test_usage_is_exact_or_refused(recorder: Recorder, quantity: Any) -> None:
     """A float, or what is no finite number, never becomes a bill."""
     call = recorder.start_call()
@@ -474,6 +476,25 @@ def test_forked_child_is_refused_clearly(recorder: Recorder) -> None:
     with pytest.raises(RecorderClosed, match="forked child"):
         recorder.start_call()
     recorder._pid -= 1
+
+
+def test_leaving_the_block_waits_for_a_refusing_disk_with_an_end(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `with` block on a full disk is left after a bounded wait, and the call is still being ended behind it."""
+
+    def full(fd: int, data: Any, *, at: int | None = None) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(call_module, "END_WAIT", 0.01)
+    with Recorder(settings(data_dir)) as recorder:
+        with monkeypatch.context() as disk:
+            disk.setattr(durable, "write_all", full)
+            with recorder.start_call(tracks={"user": RATE}, pace="media") as call:
+                call.write("user", noise(800))
+            assert not call.end().done()
+        assert call.end().result(10).complete
+    assert np.array_equal(track_of(data_dir, call.id, "user"), noise(800))
 
 
 def test_flush_of_a_lost_call_is_no_success(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import time_ns
 from uuid import uuid4
 
-from edge_recorder import spool
+from edge_recorder import durable, spool
 from edge_recorder.catalog import sqlite
 from edge_recorder.errors import NoCatalog, UnsafeRuntime
 
@@ -79,6 +79,8 @@ def bring_up_to_date(path: Path, *, create_for: str | None) -> None:
         if path.exists() and _is_current(path):
             return  # another process did it while we waited for our turn
         with _locked(guard_path(path)):
+            if create_for is not None:
+                path.touch(durable.FILE_MODE)  # SQLite would let anyone read it
             connection = sqlite.connect(path, create=create_for is not None)
             try:
                 if _version(connection) == 0:

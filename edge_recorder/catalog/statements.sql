@@ -30,6 +30,11 @@ LIMIT :limit
 UPDATE objects SET store_url = :store_url, key = :key, format = :format
 WHERE object_id = :id AND state IN ('unknown', 'pending') AND store_url IS NULL
 
+-- name: objects.unplace
+-- Undoes `objects.place` where the store's refusal of the first request proves that nothing was stored; `state` is as before.
+UPDATE objects SET state = :state, store_url = NULL, key = NULL, format = NULL
+WHERE object_id = :id AND state = 'pending' AND (store_url, key, format) IS (:store_url, :key, :format)
+
 -- name: objects.mark_missing
 -- unknown --> pending: the store does not have it.
 UPDATE objects SET state = 'pending' WHERE object_id = :id AND state = 'unknown'
@@ -65,7 +70,8 @@ WHERE object_id = :object_id AND state = 'stored' AND receipt_at IS NULL
 
 -- name: objects.without_receipt
 -- Stored objects for which no receipt came back; the centre is asked about them.
-SELECT object_id FROM objects WHERE state = 'stored' AND receipt_at IS NULL LIMIT :limit
+SELECT object_id FROM objects WHERE state = 'stored' AND receipt_at IS NULL AND object_id > :after
+ORDER BY object_id LIMIT :limit
 
 -- name: objects.counts
 SELECT state, count(*) AS count, count(receipt_at) AS receipts FROM objects GROUP BY state
@@ -111,7 +117,8 @@ WITH
     ),
     owed AS (
         SELECT count(*) AS objects, coalesce(sum(2 * s.frames), 0) AS bytes, min(s.started_at) AS oldest,
-               count(*) FILTER (WHERE o.store_url <> :store_url) AS elsewhere
+               count(*) FILTER (WHERE o.store_url <> :store_url) AS elsewhere,
+               group_concat(DISTINCT o.store_url) FILTER (WHERE o.store_url <> :store_url) AS elsewhere_urls
         FROM objects AS o LEFT JOIN segments AS s ON s.segment_id = o.object_id
         WHERE o.state IN ('unknown', 'pending')
     ),
@@ -126,7 +133,7 @@ WITH
     )
 SELECT (SELECT count(*) FROM calls WHERE state = 'live') AS live_calls,
        (SELECT coalesce(max(seq), 0) FROM changes) - push.cursor AS changes,
-       owed.objects, owed.bytes, owed.elsewhere, aside.objects AS quarantined,
+       owed.objects, owed.bytes, owed.elsewhere, owed.elsewhere_urls, aside.objects AS quarantined,
        (SELECT count(*) FROM objects WHERE state = 'stored' AND receipt_at IS NULL) AS without_receipt,
        min(coalesce(owed.oldest, aside.oldest), coalesce(aside.oldest, owed.oldest)) AS oldest_audio,
        (SELECT started_at FROM next) AS oldest_fact
@@ -151,8 +158,10 @@ ORDER BY c.started_at DESC LIMIT :limit
 SELECT * FROM calls WHERE call_id = :call_id
 
 -- name: calls.find
--- A call by its own id, the beginning of that, or the provider's id; latest first.
-SELECT * FROM calls WHERE call_id = :ref OR external_id = :ref OR call_id LIKE :ref || '%' ORDER BY started_at DESC LIMIT 2
+-- A call by its own id, four or more characters that it begins with, or the provider's id; latest first.
+SELECT * FROM calls
+WHERE call_id = :ref OR external_id = :ref OR (length(:ref) >= 4 AND substr(call_id, 1, length(:ref)) = :ref)
+ORDER BY started_at DESC LIMIT 10
 
 -- name: calls.live
 SELECT call_id, started_at FROM calls WHERE state = 'live'

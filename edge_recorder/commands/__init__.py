@@ -46,11 +46,9 @@ class App:
         from edge_recorder.settings import Settings  # noqa: PLC0415 (pydantic is slow to import)
 
         settings = Settings.load(self.config)
-        logging.basicConfig(
-            level=settings.log.level.upper(),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for ours in ("edge_recorder", "sync"):  # the libraries below them say what matters by their errors
+            logging.getLogger(ours).setLevel(settings.log.level.upper())
         return settings
 
     def show(self, document: dict[str, Any], text: str) -> None:

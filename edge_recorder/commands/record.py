@@ -85,7 +85,7 @@ def record(
             except KeyboardInterrupt:
                 interrupted = True
             call.end(INTERRUPTED if interrupted else FINISHED)
-        summary = call.end().result()
+    summary = call.end().result()  # only now is it sure to come: a disk that refuses is not waited for any more
     app.show({**asdict(summary), "recording": call.recording, "reason": call.reason}, _text(call, summary))
     ctx.exit(_code(call, interrupted=interrupted, complete=summary.complete))
 
@@ -204,7 +204,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _text(call: Call, summary: Any) -> str:
-    if not call.recording:
+    if not call.recording and summary.complete:
         return f"{summary.call_id}: {summary.state}, its audio was not recorded: {call.reason}"
     rest = "" if summary.complete else "; not all of it is on disk: the next start salvages the rest"
     return f"{summary.call_id}: {summary.state}, {summary.duration_s or 0:.2f} s in {summary.segments} segments{rest}"

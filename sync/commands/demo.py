@@ -335,7 +335,7 @@ Left running, in {facts["room"]}:
   S3         {facts["s3"]["endpoint_url"]}, bucket {facts["s3"]["bucket"]}
 
   export {export_line}
-  edge-recorder --config {facts["config"]} calls list
+  {shlex.quote(sys.argv[0])} --config {facts["config"]} calls list
   psql {dsn} -c '{COUNT}'
 
 To hear the call:  aplay {facts["export"]}   (or ffplay, or open it)
