@@ -11,12 +11,13 @@ Legs never wait for each other. One agent works on a data_dir at a time.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +30,9 @@ from edge_recorder.catalog.connection import Catalog
 from edge_recorder.errors import EdgeRecorderError, Exit, SettingsError
 from edge_recorder.model import Instant
 from edge_recorder.settings import Central, Settings
-from sync.backlog import Backlog, read_backlog
+from sync.backlog import UNRECOVERED, Backlog, read_backlog
 from sync.leg import TRIES, Item, Leg, Work, cancel
-from sync.push import Introduction, Push, Step
+from sync.push import Introduction, Push, Step, read_place
 from sync.retry import Breaker, ErrorClass
 from sync.upload import OwedAudio, Upload
 
@@ -58,6 +59,7 @@ class LegReport:
     size: int = 0  # bytes, of objects
     owed: int = 0
     error_class: str = ""
+    access: bool = False  # it waits for credentials or permission
     reason: str = ""  # why something is still owed, and what to do
 
     @property
@@ -72,6 +74,7 @@ class Summary:
     upload: LegReport
     push: LegReport
     quarantined: int
+    refused: int  # rows that are in the centre's quarantine, of this pass and of earlier ones
     unrecovered: str  # why calls of dead recorders are still open, and their audio perhaps owed to nobody yet
     interrupted: bool
 
@@ -80,9 +83,9 @@ class Summary:
         behind = [leg for leg in (self.upload, self.push) if leg.behind]
         if self.interrupted:
             return Exit.INTERRUPTED
-        if behind and all(leg.error_class == ErrorClass.AUTH for leg in behind) and not self.unrecovered:
+        if behind and all(leg.access for leg in behind) and not (self.refused or self.unrecovered):
             return Exit.ACCESS
-        return Exit.PARTIAL if behind or self.unrecovered else Exit.DONE
+        return Exit.PARTIAL if behind or self.refused or self.unrecovered else Exit.DONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +227,7 @@ class Agent:
             upload=_explained(audio, self.upload, _why_not_stored(backlog)),
             push=_explained(facts, self.push, "some were written meanwhile"),
             quarantined=backlog.quarantined,
+            refused=(await read_place(self._catalog)).refused if self.push else 0,
             unrecovered=self._unrecovered,
             interrupted=self._interrupted,
         )
@@ -238,6 +242,14 @@ class Agent:
             self._unrecovered = str(error)
         else:
             self._unrecovered = f"{failed} of them cannot be read now: the log says why" if failed else ""
+        with suppress(EdgeRecorderError):  # it is in the summary all the same
+            await self._note_unrecovered()
+
+    async def _note_unrecovered(self) -> None:
+        """Keep for `status` why dead calls are open, where that changed."""
+        why = json.dumps(self._unrecovered)
+        if why != (await self._catalog.get_state(UNRECOVERED) or '""'):
+            await self._catalog.write("agent_state.put", name=UNRECOVERED, value=why)
 
     async def _finish(self, leg: AnyLeg, *, earlier: tuple[asyncio.Task[None], ...]) -> None:
         """Run `leg`, and again when one of the earlier made work for it, until those are over."""
@@ -386,12 +398,21 @@ def _explained(report: LegReport, leg: AnyLeg | None, otherwise: str) -> LegRepo
     if leg is None:
         return report
     reason = leg.breaker.reason or (otherwise if report.owed else "")
-    return replace(report, destination=leg.destination, error_class=leg.breaker.error_class, reason=reason)
+    return replace(
+        report,
+        destination=leg.destination,
+        error_class=leg.breaker.error_class,
+        access=leg.breaker.access,
+        reason=reason,
+    )
 
 
 def _why_not_stored(backlog: Backlog) -> str:
     if backlog.quarantined:
         return f"{backlog.quarantined} set aside after {TRIES} tries: `edge-recorder status` says which, and why"
     if backlog.elsewhere:
-        return f"{backlog.elsewhere} belong in another store, where they were begun: set [store] url to that one"
+        return (
+            f"{backlog.elsewhere} belong in another store, where they were begun and perhaps are: set [store] url to"
+            f" {backlog.elsewhere_urls} for one `sync`, then back"
+        )
     return "some wait for their next try: `edge-recorder status` says which, and why"

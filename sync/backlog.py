@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.model import Instant
 
+UNRECOVERED = "unrecovered"  # name of agent_state: why calls of dead recorders are still open
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
@@ -19,6 +21,7 @@ class Backlog:
     objects: int  # to the store
     bytes: int  # of their samples, before encoding
     elsewhere: int  # of the objects, those that were placed in another store than the one that is set now
+    elsewhere_urls: str | None  # of those stores
     quarantined: int  # objects that wait for a person
     without_receipt: int  # stored objects that the centre has not confirmed
     oldest_audio: Instant | None  # the start of the oldest audio that is on this disk alone

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 STATE = "push"  # names of agent_state
 LAST_HEARTBEAT = "heartbeat"
+ASKED_UP_TO = "holds"
 DESTINATION = "central"  # names the breaker: the DSN may hold a password, and may change
 
 MAX_BYTES = 4 * 1024 * 1024  # of one batch, as JSON
@@ -61,6 +62,8 @@ class Place:
     pending: str | None = None  # the token of a batch that was perhaps sent
     pending_last: int = 0  # its last change
     introduced: tuple[str, ...] = ()  # as what we said hello
+    refused: int = 0  # rows that the centre keeps in its quarantine
+    refusing: int = 0  # 1: the pending batch is one more
 
     @classmethod
     def from_json(cls, saved: str) -> Self:
@@ -81,7 +84,8 @@ class Place:
         raise Diverged(f"the centre has taken changes up to {cursor}, and this catalog says {self.cursor}")
 
     def advanced(self) -> Place:
-        return replace(self, cursor=self.pending_last, token=self.pending, pending=None, pending_last=0)
+        taken = replace(self, cursor=self.pending_last, token=self.pending, pending=None, pending_last=0)
+        return replace(taken, refused=self.refused + self.refusing, refusing=0)
 
 
 async def read_place(catalog: Catalog) -> Place:
@@ -209,12 +213,24 @@ class Push:
         health = await self._health(now)
         pulse = await central.heartbeat(**who, epoch=place.epoch, health=health, next_within=self._me.heartbeat)
         agreed = place.agreed(pulse.token, pulse.cursor)
-        stored = await self._catalog.fetch("objects.without_receipt", limit=HOLDS_AT_ONCE)
-        held = await central.holds(**who, object_ids=[row["object_id"] for row in stored]) if stored else []
+        asked = await self._without_receipt()
+        held = await central.holds(**who, object_ids=asked) if asked else []
         receipts: list[Statement] = [("objects.take_held", {**asdict(each), "now": now}) for each in held]
-        await self._save(agreed, ("agent_state.put", {"name": LAST_HEARTBEAT, "value": str(now)}), *receipts)
+        up_to = asked[-1] if len(asked) == HOLDS_AT_ONCE else ""
+        await self._save(
+            agreed,
+            ("agent_state.put", {"name": LAST_HEARTBEAT, "value": str(now)}),
+            ("agent_state.put", {"name": ASKED_UP_TO, "value": json.dumps(up_to)}),
+            *receipts,
+        )
         self._in_doubt, self._heard = False, now
         return 0
+
+    async def _without_receipt(self) -> list[str]:
+        """Return the next objects to ask about. They take turns: those that the centre never gets hide no others."""
+        up_to = json.loads(await self._catalog.get_state(ASKED_UP_TO) or '""')
+        stored = await self._catalog.fetch("objects.without_receipt", after=up_to, limit=HOLDS_AT_ONCE)
+        return [row["object_id"] for row in stored]
 
     async def _batch(self, place: Place, now: Instant) -> int:
         batch = await self._gather(place)
@@ -229,7 +245,10 @@ class Push:
                 raise
             if batch.changes > 1:
                 return await self._narrow(place, batch)
+            place = replace(place, refusing=1)
             answer = await self._set_aside(place, batch, error)
+        else:
+            place = replace(place, refusing=0)  # it was refused once, and is taken now
         await self._advance(place, answer, now)
         return batch.rows
 
@@ -242,6 +261,7 @@ class Push:
 
     async def _set_aside(self, place: Place, batch: Batch, refusal: SyncError) -> Ingested:
         log.error("change %d is refused by the centre and kept in its quarantine: %s", batch.first, refusal)
+        await self._save(place)  # so that a lost reply does not lose the count
         return await self._opened().ingest_refused(**self._address(place, batch), raw=batch.text, refusal=refusal)
 
     async def _advance(self, place: Place, answer: Ingested, now: Instant) -> None:

@@ -47,12 +47,20 @@ class SyncError(EdgeRecorderError):
     """Something could not be brought to its destination; `error_class` says whose fault that is."""
 
     def __init__(
-        self, message: str, *, error_class: ErrorClass, fix: str = "", retry_after: float | None = None, code: str = ""
+        self,
+        message: str,
+        *,
+        error_class: ErrorClass,
+        fix: str = "",
+        retry_after: float | None = None,
+        code: str = "",
+        nothing_stored: bool = False,
     ) -> None:
         super().__init__(message, fix=fix)
         self.error_class = error_class
         self.retry_after = retry_after  # seconds, where the destination named them
         self.code = code  # the destination's own name of the error: an SQLSTATE, an S3 error code
+        self.nothing_stored = nothing_stored  # proven: the request was refused as a whole, or never sent
         if error_class is ErrorClass.AUTH:
             self.exit_code = Exit.ACCESS
 
@@ -81,6 +89,7 @@ class Breaker:
     opened_at: float = 0.0
     wait: float = 0.0
     error_class: str = ""
+    access: bool = False  # whether the failure is one of credentials or permission
     reason: str = ""
 
     def state(self, now: float) -> State:
@@ -103,6 +112,7 @@ class Breaker:
             opened_at=now,
             wait=max(wait, error.retry_after or 0.0),
             error_class=error.error_class,
+            access=error.exit_code is Exit.ACCESS,
             reason=str(error),
         )
 

@@ -1,22 +1,24 @@
 """
 The S3 leg: brings the files of sealed segments to the object store.
 
-    1 place        store, key and format are fixed in the row, before the first request
-    2 encode       in a thread; the samples are hashed against the row
+    1 encode       in a thread; the samples are hashed against the row
+    2 place        store, key and format are fixed in the row, just before its first request
     3 put          never over something else; done before with the same audio, it is done
     4 mark stored  the change log tells the centre
 
-A crash between 1 and 2, or 2 and 3, leaves a placed object that is still owed; between 3 and 4 one that the store
-holds already, which the next `put` finds out. A rebuilt row is `unknown`: the store is asked first, and nothing is sent
-that it has. No local file is deleted here.
+A crash between 2 and 3 leaves a placed object that is still owed; between 3 and 4 one that the store holds already,
+which the next `put` finds out. Where the first `put` is refused in a way that proves that nothing was stored, the
+placing is undone, so that a mistyped `[store] url` binds nothing to it; in any doubt it stays. A rebuilt row is
+`unknown`: the store is asked first, and nothing is sent that it has. No local file is deleted here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from edge_recorder.catalog.entities import BY_TABLE
 from edge_recorder.catalog.owed import OwedWork
 from edge_recorder.model import Custody, Instant, Segment
 from edge_recorder.settings import Store
+from sync.retry import SyncError
 from sync.stores import FILE_SHA256, PCM_SHA256, Head, ObjectStore, open_store
 from sync.stores.naming import audio_key, audio_metadata, key_prefix
 
@@ -64,13 +67,15 @@ class Upload:
         self._data_dir = data_dir
         self._settings = settings
         self._store: ObjectStore | None = None
+        self._proven = False  # whether the store has taken something: then it is no mistyped one
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encode")
 
     async def due(self, *, now: Instant, latest: Instant, limit: int) -> Sequence[OwedAudio]:
         rows = await self._catalog.fetch(
             "objects.due", now=now, latest=latest, store_url=self._settings.url, limit=limit
         )
-        return await self._placed([self._owed(row) for row in rows])
+        items = [self._owed(row) for row in rows]
+        return await self._placed_together(items) if self._proven else items
 
     async def do(self, item: OwedAudio, *, now: Instant) -> int:
         store = self._opened()
@@ -78,10 +83,10 @@ class Upload:
             found, item = await self._look_for(store, item)
             if found is not None:
                 return await self._mark_stored(item, found, now)
-        key = self._key(item)
         encoded = await self._encode(item)
         metadata = audio_metadata(item.segment, node_id=self._catalog.node_id, body=encoded.body)
-        done = await store.put(key, encoded.body, metadata=metadata, content_type=encoded.content_type)
+        async with self._placed(item):
+            done = await store.put(self._key(item), encoded.body, metadata=metadata, content_type=encoded.content_type)
         return await self._mark_stored(item, done.head, now)
 
     async def aclose(self) -> None:
@@ -99,12 +104,26 @@ class Upload:
             format=row["format"] or self._settings.format,
         )
 
-    async def _placed(self, items: list[OwedAudio]) -> list[OwedAudio]:
-        """Fix where new objects go, in one transaction. An `unknown` one may have its place in the store already."""
+    async def _placed_together(self, items: list[OwedAudio]) -> list[OwedAudio]:
+        """Fix where new objects go in one transaction, as commits are paced. An `unknown` one is asked for first."""
         new = {item.id: item for item in items if item.key is None and item.state is Custody.PENDING}
         if new:
             await self._catalog.write_all([("objects.place", self._place(item)) for item in new.values()])
         return [replace(item, key=self._key(item)) if item.id in new else item for item in items]
+
+    @asynccontextmanager
+    async def _placed(self, item: OwedAudio) -> AsyncIterator[None]:
+        """Fix where the object goes. Undone if it is new there, and the store's refusal proves that it took nothing."""
+        if item.key is None:
+            await self._catalog.write("objects.place", **self._place(item))  # changes nothing if `due` did meanwhile
+        if item.state is Custody.UNKNOWN:
+            await self._catalog.write("objects.mark_missing", id=item.id)
+        try:
+            yield
+        except SyncError as error:
+            if item.key is None and error.nothing_stored:
+                await self._catalog.write("objects.unplace", **self._place(item), state=item.state)
+            raise
 
     def _place(self, item: OwedAudio) -> dict[str, str]:
         return {"id": item.id, "store_url": self._settings.url, "key": self._key(item), "format": item.format}
@@ -121,18 +140,13 @@ class Upload:
         )
 
     async def _look_for(self, store: ObjectStore, item: OwedAudio) -> tuple[Head | None, OwedAudio]:
-        """Ask the store for an object of which only the file is known here, and fix its place."""
+        """Ask the store for an object of which only the file is known here, and fix its place if it is there."""
         formats = (item.format, *(each for each in FORMATS if each != item.format and item.key is None))
         for tried in (replace(item, format=each) for each in formats):
             found = await store.head(self._key(tried))
             if found is not None and found.metadata.get(PCM_SHA256) == item.segment.pcm_sha256:
                 await self._catalog.write("objects.place", **self._place(tried))
                 return found, tried
-        missing: list[tuple[str, dict[str, str]]] = [
-            ("objects.place", self._place(item)),
-            ("objects.mark_missing", {"id": item.id}),
-        ]
-        await self._catalog.write_all(missing)
         return None, item
 
     async def _encode(self, item: OwedAudio) -> Encoded:
@@ -145,6 +159,7 @@ class Upload:
         # What the store holds may be other bytes than ours of the same audio, so it is asked, not assumed.
         sha256 = head.metadata.get(FILE_SHA256)
         await self.owed.move("mark_stored", id=item.id, file_bytes=head.size, file_sha256=sha256, now=now)
+        self._proven = True
         return head.size
 
     def _opened(self) -> ObjectStore:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 READERS = 2  # files hashed at once
 HOLDS_AT_ONCE = 500  # objects that the centre is asked about in one question
 HELD = ("store_url", "key", "file_sha256", "pcm_sha256", "file_bytes")
+SECTION = {"store": "store", "centre": "central"}  # of the settings, for each place that they may name
 TO_STORE = {"pending": "audio to the store", "unknown": "audio to the store"}
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
     owed: dict[str, int] = field(default_factory=dict)
     unreachable: dict[str, str] = field(default_factory=dict)  # store or centre -> why
+    compared: list[str] = field(default_factory=lambda: ["disk", "catalog"])
 
     @property
     def exit_code(self) -> Exit:
@@ -97,6 +99,7 @@ class Verification:
 
     def __init__(self, catalog: Catalog, settings: Settings, progress: Callable[[int], None]) -> None:
         self.report = Report()
+        self.report.compared += [name for name in ("store", "centre") if getattr(settings, SECTION[name]) is not None]
         self._catalog = catalog
         self._settings = settings
         self._progress = progress
@@ -209,6 +212,7 @@ class Verification:
             return
         last = await self._catalog.fetch_one("changes.last")
         self.report.owe("changes to the centre", (last["seq"] if last else 0) - place.cursor)
+        self.report.owe("rows that the centre refused and keeps in its quarantine", place.refused)
         if not place.introduced:
             return  # the centre does not know this node, and is not told by a verify
         try:

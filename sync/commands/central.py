@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import click
+
+from sync.retry import SyncError
 
 OWNER_DSN = "CENTRAL_OWNER_DSN"  # not EDGE_RECORDER_...: those are a node's settings, and no node knows the owner
 
@@ -31,11 +35,10 @@ def migrate(app: Any, owner_dsn: str) -> None:
     """Make the schema, or bring it to this release. Running it again changes nothing."""
     from sync.central import admin  # noqa: PLC0415 (psycopg is loaded only by who speaks to Postgres)
 
-    applied = admin.migrate(owner_dsn)
-    if app.json:
-        click.echo(json.dumps({"applied": applied}))
-    else:
-        click.echo("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+    with _explained(owner_dsn):
+        applied = admin.migrate(owner_dsn)
+    said = "\n".join(f"applied {name}" for name in applied) or "the schema is up to date"
+    app.show({"applied": applied}, said)
 
 
 @central.command("add-fleet")
@@ -47,8 +50,18 @@ def add_fleet(app: Any, name: str, owner_dsn: str, *, rotate: bool) -> None:
     """Make the login that the nodes of fleet NAME share, and print its DSN. Its password is shown this once."""
     from sync.central import admin  # noqa: PLC0415 (psycopg is loaded only by who speaks to Postgres)
 
-    fleet = admin.add_fleet(owner_dsn, name, rotate=rotate)
-    if app.json:
-        click.echo(json.dumps({"fleet": fleet.fleet, "role": fleet.role, "dsn": fleet.dsn}))
-    else:
-        click.echo(fleet.dsn)
+    with _explained(owner_dsn):
+        fleet = admin.add_fleet(owner_dsn, name, rotate=rotate)
+    app.show(asdict(fleet), fleet.dsn)
+
+
+@contextmanager
+def _explained(owner_dsn: str) -> Iterator[None]:
+    """Where no DSN was given, an error of the connection names what gives one."""
+    try:
+        yield
+    except SyncError as error:
+        if not owner_dsn:
+            said = f"No owner was named, so libpq's own settings were used: set --owner-dsn or {OWNER_DSN}"
+            error.fix = f"{said}. {error.fix}" if error.fix else said
+        raise

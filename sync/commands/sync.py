@@ -23,7 +23,8 @@ CLEAR_LINE = "\r\033[K"
 def sync(ctx: click.Context, *, watch: bool) -> None:
     """Upload audio to the store and push facts to the centre, until both have all of it.
 
-    Exits with 3 while something is still owed, and with 12 if all of that waits for credentials or permission.
+    Exits with 3 while something is still owed or was refused by the centre, and with 12 if all that is owed waits for
+    credentials or permission.
     """
     app = ctx.obj
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each commit
@@ -41,7 +42,9 @@ def describe(summary: agent.Summary) -> str:
     lines += _owed("audio", "objects", upload, "[store]") + _owed("facts", "changes", push, "[central]")
     if summary.unrecovered:
         lines.append(f"calls of recorders that died are still open: {summary.unrecovered}")
-    if not (upload.behind or push.behind or summary.unrecovered):
+    if summary.refused:
+        lines.append(f"{summary.refused} rows were refused by the centre and are in its quarantine")
+    if not (summary.refused or upload.behind or push.behind or summary.unrecovered):
         lines.append("everything that is configured has arrived")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
@@ -13,11 +14,12 @@ from edge_recorder.settings import Settings
 from sync.verify import Difference, Report, verify
 
 VERDICT = {
-    Exit.DONE: "disk, catalog, store and centre agree, and nothing is owed",
-    Exit.PARTIAL: "no difference; what is owed is on its way: `edge-recorder sync`",
+    Exit.DONE: "{} agree, and nothing is owed",
+    Exit.PARTIAL: "{} do not differ; something is owed: `edge-recorder sync` brings it, or says why not",
     Exit.FAILED: "no difference in what could be looked at; not all could",
-    Exit.INTEGRITY: "they do not agree",
+    Exit.INTEGRITY: "{} do not agree",
 }
+SHOWN = 20  # differences of one kind
 
 
 @click.command("verify")
@@ -55,7 +57,20 @@ def describe(report: Report) -> str:
         *((f"owed: {what}", count) for what, count in report.owed.items() if count),
     ]
     unreachable = [f"not looked at: {place}: {why}" for place, why in report.unreachable.items()]
-    return "\n".join([columns(facts), *map(_said, report.differences), *unreachable, VERDICT[report.exit_code]])
+    *others, last = report.compared
+    verdict = VERDICT[report.exit_code].format(f"{', '.join(others)} and {last}")
+    return "\n".join([columns(facts), *_shown(report.differences), *unreachable, verdict])
+
+
+def _shown(differences: list[Difference]) -> Iterator[str]:
+    """Say the first of each kind, and how many more there are."""
+    kinds: dict[tuple[str, str], list[Difference]] = {}
+    for each in differences:
+        kinds.setdefault((each.place, each.cause), []).append(each)
+    for (place, _), alike in kinds.items():
+        yield from map(_said, alike[:SHOWN])
+        if len(alike) > SHOWN:
+            yield f"{place}: and {len(alike) - SHOWN} more like these; --json has all"
 
 
 def _said(found: Difference) -> str:

@@ -83,6 +83,7 @@ class FileStore:
                 f"{self._root} is not there",
                 error_class=ErrorClass.LOCAL,
                 fix="Mount it, or make that directory. It is never made here: it might hide a missing mount",
+                nothing_stored=True,
             )
         try:
             return step()
@@ -96,7 +97,12 @@ class FileStore:
     def _sync_error(self, key: str, error: OSError) -> SyncError:
         message = f"{self._root}: {key}: {error.strerror or error}"
         if error.errno in NO_PERMISSION:
-            return SyncError(message, error_class=ErrorClass.AUTH, fix=f"Let this user write below {self._root}")
+            return SyncError(
+                message,
+                error_class=ErrorClass.AUTH,
+                fix=f"Let this user write below {self._root}",
+                nothing_stored=_is_absent(self._root / key),
+            )
         if error.errno in NO_ROOM:
             return SyncError(message, error_class=ErrorClass.LOCAL, fix="Make room there")
         if error.errno in BAD_NAME:
@@ -149,6 +155,15 @@ class FileStore:
 
 def _head(path: Path) -> Head | None:
     return Head(size=path.stat().st_size, metadata=_metadata(path)) if path.is_file() else None
+
+
+def _is_absent(path: Path) -> bool:
+    """Whether nothing is there for certain: a folder that may not be looked into leaves it open."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _read(path: Path, start: int, length: int | None) -> bytes:

@@ -63,7 +63,7 @@ class S3Store:
         try:
             etag = await self._put_object(key, body, wanted, content_type)
         except InDoubt:
-            there = await self.head(key)
+            there = await self._head_after(key)
             if there is None:
                 raise
             return settle(key, body, wanted, there)
@@ -109,6 +109,14 @@ class S3Store:
     async def aclose(self) -> None:
         self._client = None
         await self._open.aclose()
+
+    async def _head_after(self, key: str) -> Head | None:
+        """Ask what a PUT in doubt came to. To be refused that says nothing of the PUT."""
+        try:
+            return await self.head(key)
+        except SyncError as error:
+            error.nothing_stored = False
+            raise
 
     async def _put_object(self, key: str, body: Body, metadata: Mapping[str, str], content_type: str) -> str:
         async with self._request("PutObject", key) as client:

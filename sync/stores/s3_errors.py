@@ -21,7 +21,7 @@ PERMISSION = "Allow this login s3:PutObject, s3:GetObject and s3:ListBucket ther
 PLACE = "Check [store] url, region and endpoint_url"
 TLS = "Check [store] ca_bundle and the certificate of the endpoint"
 CLOCK = "Set this machine's clock (NTP)"
-WAIT = "It is tried again by itself"
+WAIT = "The next `sync` tries again"
 ITEM = "Look at the error; when its cause is gone, `edge-recorder retry`"
 
 THE_WAY = (ErrorClass.TRANSIENT, WAIT)
@@ -80,6 +80,20 @@ STATUSES = {
     429: TOO_FAST,
     503: TOO_FAST,
 }
+# Refused before anything was looked at: the bucket is not there or not ours, or the login is not known. A token that
+# has just expired is not among them, as the same PUT may have come through a moment before.
+REFUSED = frozenset(
+    {
+        "AccessDenied",
+        "AllAccessDisabled",
+        "AuthorizationHeaderMalformed",
+        "InvalidAccessKeyId",
+        "InvalidBucketName",
+        "NoSuchBucket",
+        "PermanentRedirect",
+        "SignatureDoesNotMatch",
+    }
+)
 MISSING = frozenset({"NoSuchKey", "404"})
 NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -108,7 +122,14 @@ def of_server(subject: str, error: boto.ClientError) -> SyncError:
     if status == 412:  # noqa: PLR2004 (Precondition Failed)
         return InDoubt(message, error_class=ErrorClass.TRANSIENT, fix=WAIT, code=code)
     error_class, fix = CODES.get(code) or _of_status(status, error.operation_name)
-    return SyncError(message, error_class=error_class, fix=fix, retry_after=_retry_after(error), code=code)
+    return SyncError(
+        message,
+        error_class=error_class,
+        fix=fix,
+        retry_after=_retry_after(error),
+        code=code,
+        nothing_stored=code in REFUSED,
+    )
 
 
 def of_client(subject: str, error: Exception) -> SyncError:
@@ -120,7 +141,7 @@ def of_client(subject: str, error: Exception) -> SyncError:
     if isinstance(error, NOT_SENT) or isinstance(cause, ClientConnectorError):
         return SyncError(message, error_class=ErrorClass.TRANSIENT, fix=WAIT)
     if isinstance(error, NO_CREDENTIALS):
-        return SyncError(message, error_class=ErrorClass.AUTH, fix=CREDENTIALS)
+        return SyncError(message, error_class=ErrorClass.AUTH, fix=CREDENTIALS, nothing_stored=True)
     if isinstance(error, boto.ParamValidationError):
         return SyncError(message, error_class=ErrorClass.ITEM, fix=ITEM)
     if isinstance(error, LOST):

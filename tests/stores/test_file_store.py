@@ -58,6 +58,24 @@ async def test_keys_stay_inside(nas: FileStore, root: Path, key: str) -> None:
     assert os.listdir(root) == []  # noqa: PTH208
 
 
+@pytest.mark.parametrize("proof", [True, False], ids=["before", "after"])
+async def test_refusal_that_proves_that_nothing_is_there(
+    nas: FileStore, monkeypatch: pytest.MonkeyPatch, proof: bool
+) -> None:
+    """Permission that is denied before the object is linked proves that nothing was stored; after it, it does not."""
+    create_new = durable.create_new
+
+    def refuse(path: Path, data: bytes) -> None:
+        if not proof:
+            create_new(path, data)
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(durable, "replace_with" if proof else "create_new", refuse)
+    with pytest.raises(SyncError) as caught:
+        await put(nas, "k", b"x")
+    assert caught.value.nothing_stored is proof
+
+
 async def test_listing_stays_inside(nas: FileStore) -> None:
     """A prefix that would leave the directory is refused."""
     with pytest.raises(SyncError, match="cannot be a key"):
@@ -72,6 +90,7 @@ async def test_missing_mount(tmp_path: Path) -> None:
             await step
         assert caught.value.error_class is ErrorClass.LOCAL
         assert "Mount it" in caught.value.fix
+        assert caught.value.nothing_stored
     assert not (tmp_path / "mnt").exists()
 
 

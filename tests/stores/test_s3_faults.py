@@ -85,6 +85,32 @@ async def test_412_for_another_content(strict_store: S3Store, strict: StrictS3) 
     assert strict.objects["pre/key"].body[0] == 7
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "proof"),
+    [
+        (404, "NoSuchBucket", True),
+        (403, "AccessDenied", True),
+        (403, "InvalidAccessKeyId", True),
+        (403, "SomethingNew", False),
+        (400, "ExpiredToken", False),
+        (500, "InternalError", False),
+        (503, "SlowDown", False),
+    ],
+)
+async def test_proof_that_nothing_was_stored(
+    strict_store: S3Store, strict: StrictS3, status: int, code: str, proof: bool
+) -> None:
+    """Only a refusal that comes before anything was looked at proves that a PutObject stored nothing."""
+    strict.faults.append(Refusal(status, code))
+    assert (await refused(strict_store)).nothing_stored is proof
+
+
+async def test_refused_head_proves_nothing_of_the_put(strict_store: S3Store, strict: StrictS3) -> None:
+    """Where the reply to a PUT was lost and the HEAD after it is refused, nobody knows whether it is stored."""
+    strict.faults.extend([Fault.LOSE_REPLY, Fault.LOSE_REPLY, Refusal(403, "AccessDenied")])
+    assert not (await refused(strict_store)).nothing_stored
+
+
 @pytest.mark.parametrize("times", [1, 2])
 async def test_reply_lost_after_the_body_was_stored(strict_store: S3Store, strict: StrictS3, times: int) -> None:
     """A reply that is lost, also to aiohttp's own repetition, is settled by HEAD: stored, once."""

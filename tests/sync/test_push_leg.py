@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
-from sites import START, Site
+from sites import SEGMENTS, START, Site
 from taps import Tap
 
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.model import Call, Message, message_id, new_call_id
+from sync.central.client import Central, Held, Ingested
 from sync.central.errors import Diverged
 from sync.leg import Leg
 from sync.push import Introduction, Place, Push, Step
@@ -89,6 +92,29 @@ def leg_of(site: Site, catalog: Catalog, port: int) -> Leg[Step]:
                       heartbeat=60, label="a node", tenant=None, software="1")  # fmt: skip
     push = Push(catalog, site.node.data_dir, me)
     return Leg("push", push, catalog, now=site.clock, random=lambda: 0.0, max_wait=900)
+
+
+async def test_objects_without_receipt_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects for which no receipt can be had do not keep the centre from being asked about the others."""
+    monkeypatch.setattr("sync.push.HOLDS_AT_ONCE", 2)
+    await asyncio.to_thread(site.call)
+    ingest, asked = Central.ingest, list[str]()
+
+    async def without_receipts(self: Central, **batch: Any) -> Ingested:
+        return replace(await ingest(self, **batch), receipts=frozenset())
+
+    async def holds(_: Central, *, node_id: str, object_ids: Sequence[str]) -> list[Held]:
+        asked.extend(object_ids)
+        return []
+
+    monkeypatch.setattr(Central, "ingest", without_receipts)
+    monkeypatch.setattr(Central, "holds", holds)
+    await asyncio.to_thread(site.sync)
+    asked.clear()
+    for _ in range(4):
+        site.clock.go(100)
+        await asyncio.to_thread(site.sync)
+    assert len(set(asked)) == SEGMENTS
 
 
 PENDING = Place(epoch="e", cursor=5, token="last", pending="next", pending_last=9)

@@ -25,7 +25,7 @@ def test_sync_says_what_is_owed_and_why(site: Site) -> None:
     done = site.node.run("sync")
     assert done.code == Exit.PARTIAL
     assert f"audio: {SEGMENTS} objects still owed to s3://" in done.out
-    assert "It is tried again by itself" in done.out
+    assert "The next `sync` tries again" in done.out
 
 
 def test_sync_as_json(site: Site) -> None:
@@ -69,6 +69,25 @@ def test_status_of_a_failing_destination(site: Site) -> None:
     done = site.node.run("status", "--check")
     assert (done.code, "s3://" in done.out) == (Exit.UNHEALTHY, True)
     assert site.node.run("status").code == Exit.DONE
+
+
+def test_status_says_an_error_once(site: Site) -> None:
+    """Objects that failed alike are listed above one error."""
+    site.call()
+    site.before_s3.close()
+    site.sync()
+    rows = site.node.fetch("objects.problems", limit=9)
+    out = site.node.run("status").out
+    assert len(rows) > 1
+    assert all(f"{row['state']}  {row['object_id']}\n" in out for row in rows)
+    assert sum(line.startswith("  PutObject") for line in out.splitlines()) == 1
+
+
+def test_status_of_a_full_disk(site: Site) -> None:
+    """A disk on which new calls keep no audio makes a node unhealthy; sizes are for people."""
+    site.node.configure(disk={"low_water": 2**60})
+    done = site.node.run("status", "--check")
+    assert (done.code, "below disk.low_water (1073741824.0 GiB)" in done.out) == (Exit.UNHEALTHY, True)
 
 
 def test_status_counts_what_goes_nowhere_as_kept(site: Site) -> None:

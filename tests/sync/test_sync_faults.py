@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from time import time_ns
 
+import psycopg
 import pytest
 from nodes import WRITER
 from psycopg.conninfo import make_conninfo
@@ -145,6 +146,12 @@ def test_call_that_cannot_be_recovered_holds_up_nobody(site: Site) -> None:
     done = site.node.run("sync")
     assert (done.code, "calls of recorders that died are still open" in done.out) == (Exit.PARTIAL, True)
     site.check_complete()
+    checked = site.node.run("status", "--check")
+    assert (checked.code, "unhealthy: calls of recorders that died" in checked.out) == (Exit.UNHEALTHY, True)
+    (dead / spool.JOURNAL).rmdir()
+    dead.rmdir()
+    assert site.node.run("sync").code == Exit.DONE
+    assert site.node.run("status", "--check").code == Exit.DONE
 
 
 def test_rebuilt_catalog_is_told_as_a_new_epoch(site: Site) -> None:
@@ -221,13 +228,45 @@ def test_poison_row_holds_up_nobody(site: Site) -> None:
     texts[7], texts[23] = "nul \0", "\0" * 9
     first = Message(message_id="", call_id=call.id, n=0, role="user", text="", created_at=START)
     put(site, [replace(first, message_id=message_id(call.id, n), n=n, text=texts[n]) for n in range(2, 40)])
-    assert site.sync().exit_code == Exit.DONE
+    assert site.sync().exit_code == Exit.PARTIAL
     texts_there = {text for (text,) in site.query("select text from recorder.messages")}
     refused = [raw for (raw,) in site.query("select raw from recorder.quarantine order by seq")]
     assert len(texts_there) + len(refused) == 39
     assert {"text 6", "text 8", "text 39"} <= texts_there
     assert any("nul" in raw for raw in refused)
     assert site.query("select state, audio_owed from recorder.call_list") == [("ended", 0)]
+    again = site.sync()
+    assert (again.refused, again.push.owed, again.exit_code) == (len(refused), 0, Exit.PARTIAL)
+
+
+def poison(site: Site) -> None:
+    call = site.call()
+    put(
+        site,
+        [Message(message_id=message_id(call.id, 2), call_id=call.id, n=2, role="user", text="\0", created_at=START)],
+    )
+
+
+def test_refused_row_is_never_silent(site: Site) -> None:
+    """A row in the centre's quarantine is said by `sync`, `status` and `verify`, again and again."""
+    poison(site)
+    for _ in range(2):
+        done = site.node.run("sync")
+        assert (done.code, "1 rows were refused by the centre" in done.out) == (Exit.PARTIAL, True)
+        assert "has arrived" not in done.out
+    checked = site.node.run("status", "--check")
+    assert (checked.code, "unhealthy: 1 rows were refused" in checked.out) == (Exit.UNHEALTHY, True)
+    verified = site.node.run("verify")
+    assert (verified.code, "the centre refused" in verified.out) == (Exit.PARTIAL, True)
+
+
+def test_lost_reply_does_not_lose_a_refusal(site: Site) -> None:
+    """A row whose refusal was taken, but whose reply was lost, is counted once."""
+    poison(site)
+    with Tap(site.before_postgres.port, once(b"recorder.ingest_refused")) as tap:
+        central_by_way_of(site, tap.port)
+        site.sync()
+        assert site.sync().refused == len(site.query("select raw from recorder.quarantine")) == 1
 
 
 def test_large_rows_travel_in_small_batches(site: Site) -> None:
@@ -272,8 +311,9 @@ def with_owner(site: Site, statement: str) -> None:
 
 
 def test_object_begun_elsewhere_stays_there(site: Site) -> None:
-    """An object that was placed in one store is not put into another when the setting changes."""
+    """An object that was placed in one store is not put into another when the setting changes; those after it are."""
     site.call()
+    site.call(seed=3)
     site.before_s3.close()
     site.sync()
     store = site.settings.store
@@ -282,8 +322,67 @@ def test_object_begun_elsewhere_stays_there(site: Site) -> None:
     directory.mkdir()
     site.node.configure(store={"url": f"file://{directory}"})
     summary = site.sync()
-    assert (summary.exit_code, list(directory.iterdir())) == (Exit.PARTIAL, [])
-    assert "another store" in summary.upload.reason
+    begun = summary.upload.owed
+    assert (summary.exit_code, summary.upload.arrived) == (Exit.PARTIAL, 2 * SEGMENTS - begun)
+    assert 0 < begun < 2 * SEGMENTS
+    assert f"set [store] url to {store.url}" in summary.upload.reason
+    checked = site.node.run("status", "--check")
+    assert f"{begun} objects belong in another store: {store.url}" in checked.out
+    assert checked.code == Exit.UNHEALTHY
+    site.before_s3.open()
+    site.node.configure(store={"url": store.url, "endpoint_url": store.endpoint_url})
+    assert site.sync().exit_code == Exit.DONE
+    assert len(site.bucket.keys()) == begun
+
+
+@pytest.mark.parametrize("wrong", ["s3://no-such-bucket/pre", "file:///nowhere/at/all"])
+def test_mistyped_store_binds_nothing(site: Site, wrong: str) -> None:
+    """A store that is not there keeps no object to itself: the corrected setting gets them all."""
+    site.call()
+    store, dsn = site.settings.store, dsn_of(site)
+    assert store is not None
+    site.node.configure(store={"url": wrong, "endpoint_url": store.endpoint_url})
+    assert site.sync().upload.owed == SEGMENTS
+    site.node.configure(store={"url": store.url, "endpoint_url": store.endpoint_url}, central={"dsn": dsn})
+    assert site.sync().exit_code == Exit.DONE
+    site.check_complete()
+
+
+def test_rebuilt_object_stays_unknown_in_a_mistyped_store(site: Site) -> None:
+    """An object of which only the file is known is asked for again, after a store that is not there did not have it."""
+    site.call()
+    site.sync()
+    stored = site.bucket.keys()
+    rebuild(site)
+    store, dsn = site.settings.store, dsn_of(site)
+    assert store is not None
+    site.node.configure(store={"url": "s3://no-such-bucket", "endpoint_url": store.endpoint_url})
+    site.sync()
+    assert site.states() == {"unknown": SEGMENTS}
+    site.node.configure(
+        store={"url": store.url, "endpoint_url": store.endpoint_url, "format": "wav"}, central={"dsn": dsn}
+    )
+    assert site.sync().exit_code == Exit.DONE
+    assert site.bucket.keys() == stored
+
+
+def test_incompatible_centre_is_no_matter_of_access(site: Site) -> None:
+    """A centre without a schema is told apart from one that refuses the login: exit 3, not 12."""
+    site.call()
+    with psycopg.connect(site.centre_dsn) as connection:
+        connection.execute("drop schema recorder cascade")
+    summary = site.sync()
+    assert (summary.exit_code, summary.push.access) == (Exit.PARTIAL, False)
+    assert "central migrate" in summary.push.reason
+
+
+def test_clone_is_no_matter_of_access(site: Site) -> None:
+    """A catalog that another one has superseded is owed work that no credentials help: exit 3, not 12."""
+    site.call()
+    site.sync()
+    with_owner(site, "update recorder.epochs set superseded_at = now()")
+    site.call(seed=3)
+    assert site.sync().exit_code == Exit.PARTIAL
 
 
 def test_rebuilt_object_is_asked_for_first(site: Site) -> None:

@@ -12,6 +12,7 @@ from sites import SEGMENTS, Site
 
 from edge_recorder import journal, spool
 from edge_recorder.errors import Exit
+from sync.commands.verify import SHOWN
 from sync.retry import ErrorClass, SyncError
 from sync.stores.file import FileStore
 
@@ -173,6 +174,20 @@ def test_nothing_is_owed_to_nobody(data_dir: Path) -> None:
     node.call({"user": (8000, [noise(80)])})
     done = node.run("--json", "verify")
     assert (done.code, done.document["counts"]["files"]) == (Exit.DONE, 1)
+    assert node.run("verify").out.endswith("\ndisk and catalog agree, and nothing is owed\n")
+
+
+def test_many_differences_of_a_kind(data_dir: Path) -> None:
+    """Of many differences of one kind the first are printed, and the others counted; --json has all."""
+    node = Node(data_dir)
+    call = node.call({"user": (8000, [noise(80)])})
+    for n in range(SHOWN + 5):
+        (call.directory / f"{n}.mp3").touch()
+    call.path("user").unlink()
+    done = node.run("verify")
+    assert (done.out.count("is not ours"), done.out.count("is missing")) == (SHOWN, 1)
+    assert "disk: and 5 more like these; --json has all" in done.out
+    assert len(node.run("--json", "verify").document["differences"]) == SHOWN + 6
 
 
 def test_without_s3(site: Site, call: MadeCall) -> None:
