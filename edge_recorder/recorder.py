@@ -155,11 +155,11 @@ class Recorder:
             CallerError: An argument is wrong.
             RecorderClosed: The recorder is not running here.
         """
-        loop = self._running_loop()
+        self._running_loop()
         if pace not in set(Pace):
             raise CallerError(f"pace={pace!r} is not a pace", fix=f"Use one of {', '.join(Pace)}")
         rates = checked_tracks(tracks)
-        started_at, began = now(), time.monotonic_ns()
+        started_at = now()
         reason = self._reason_not_to_record(record)
         fact = model.Call(
             call_id=model.new_call_id(started_at),
@@ -178,20 +178,7 @@ class Recorder:
             tracks=json.dumps(rates),
             started_at=started_at,
         )
-        tape = Tape(fact, self.data_dir, writer=self._writer.name, capture=self.settings.capture, clock=now)
-        wake = asyncio.Event()
-        call = Call(
-            fact,
-            tracks=rates,
-            queue_seconds=self.settings.capture.queue_seconds,
-            budget=self._budget,
-            elapsed=lambda: time.monotonic_ns() - began,
-            clock=now,
-            wake=partial(_call_soon, loop, wake.set),
-        )
-        with self._admitting:
-            _call_soon(self._running_loop(), partial(self._admit, _Session(call, tape, began, wake)))
-        return call
+        return self._begin(fact, rates)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -208,6 +195,24 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.close)
+
+    def _begin(self, fact: model.Call, rates: Mapping[str, int]) -> Call:
+        """Make the handle and the tape of a new call, and hand both to the recorder's thread."""
+        began, wake = time.monotonic_ns(), asyncio.Event()
+        tape = Tape(fact, self.data_dir, writer=self._writer.name, capture=self.settings.capture, clock=now)
+        with self._admitting:
+            loop = self._running_loop()
+            call = Call(
+                fact,
+                tracks=rates,
+                queue_seconds=self.settings.capture.queue_seconds,
+                budget=self._budget,
+                elapsed=lambda: time.monotonic_ns() - began,
+                clock=now,
+                wake=partial(_call_soon, loop, wake.set),
+            )
+            _call_soon(loop, partial(self._admit, _Session(call, tape, began, wake)))
+        return call
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():
