@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -80,8 +81,9 @@ def record(
         with recorder.start_call(tracks=tracks, pace=pace, **facts) as call:
             click.echo(f"recording {call.id}", err=True)
             try:
-                _add(call, messages, usages)
-                _feed(call, voices, pace=pace, queue_seconds=app.settings.capture.queue_seconds)
+                for kind, quantity, unit in usages:
+                    call.add_usage(kind, quantity=quantity, unit=unit)
+                _feed(call, voices, messages, pace=pace, queue_seconds=app.settings.capture.queue_seconds)
             except KeyboardInterrupt:
                 interrupted = True
             call.end(INTERRUPTED if interrupted else FINISHED)
@@ -148,19 +150,20 @@ def _messages(path: Path | None) -> list[dict[str, Any]]:
         raise CallerError(f"{path} is no transcript: {error!r}", fix=fix) from None
 
 
-def _add(call: Call, messages: Sequence[dict[str, Any]], usages: Sequence[tuple[str, str, str]]) -> None:
-    for message in messages:
-        call.add_message(**message)
-    for kind, quantity, unit in usages:
-        call.add_usage(kind, quantity=quantity, unit=unit)
-
-
-def _feed(call: Call, voices: Mapping[str, Voice], *, pace: str, queue_seconds: float) -> None:
-    """Hand over all audio of `voices`, at its pace."""
+def _feed(
+    call: Call,
+    voices: Mapping[str, Voice],
+    messages: Sequence[dict[str, Any]],
+    *,
+    pace: str,
+    queue_seconds: float,
+) -> None:
+    """Hand over all audio of `voices`, at its pace, and each message when the call has come to it."""
     from edge_recorder.sources.files import pieces  # noqa: PLC0415 (`--help` needs none of it)
 
     live = pace == Pace.LIVE
     step = LIVE_STEP if live else min(MEDIA_STEP, queue_seconds / 4)
+    said = deque(sorted(messages, key=lambda message: float(message["at"])))
     began = time.monotonic()
     shown = 0
     with progress(round(_length(voices) * 1000), "recording") as bar:  # in milliseconds
@@ -168,11 +171,15 @@ def _feed(call: Call, voices: Mapping[str, Voice], *, pace: str, queue_seconds: 
             if live:
                 _wait_until(began + piece.at + len(piece.samples) / voices[piece.track].rate)
             _hand_over(call, piece, heard_now=live and voices[piece.track].seconds is None)
+            while said and said[0]["at"] <= piece.at:
+                call.add_message(**said.popleft())
             if not live:
                 call.drain().result()
             at = round(piece.at * 1000)
             bar.update(at - shown)
             shown = at
+    for message in said:
+        call.add_message(**message)
 
 
 def _hand_over(call: Call, piece: Piece, *, heard_now: bool) -> None:
