@@ -184,6 +184,18 @@ def test_an_interrupted_recording_is_kept(node: Node, number: signal.Signals) ->
     assert np.array_equal(_heard(exported(node, call["call_id"], "user"), 4000), samples)
 
 
+def test_messages_come_with_the_call(node: Node, tmp_path: Path) -> None:
+    """A live recording that breaks off has the messages up to there, and none that were still to be said."""
+    transcript = tmp_path / "transcript.json"
+    turns = [{"speaker": "user", "text": text, "start": at, "end": at} for text, at in (("now", 0.0), ("later", 60.0))]
+    transcript.write_text(json.dumps(turns))
+    process = _start_recording(node, noise(4000), "--transcript", str(transcript))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    shown = node.run("--json", "calls", "show", json.loads(out)["call_id"]).document
+    assert [message["text"] for message in shown["messages"]] == ["now"]
+
+
 def test_a_killed_recording_is_salvaged(node: Node) -> None:
     """After SIGKILL, and with the catalog deleted too, `repair local` brings back all that was handed over."""
     samples = noise(4000)
@@ -200,10 +212,10 @@ def test_a_killed_recording_is_salvaged(node: Node) -> None:
     assert node.run("--json", "verify").document["differences"] == []
 
 
-def _start_recording(node: Node, samples: Samples) -> subprocess.Popen[bytes]:
+def _start_recording(node: Node, samples: Samples, *options: str) -> subprocess.Popen[bytes]:
     """Start a live recording in a process of its own, and return when `samples` are in its file."""
     process = subprocess.Popen(
-        [*PROGRAM, "--config", str(node.config), "--json", "record", "--user", "-", "--rate", "8000"],
+        [*PROGRAM, "--config", str(node.config), "--json", "record", "--user", "-", "--rate", "8000", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
