@@ -31,7 +31,8 @@ from edge_recorder.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge_recorder.call import Call, CallSummary, Pending
+    from edge_recorder.call import Call, CallSummary
+    from edge_recorder.pending import Pending
     from edge_recorder.recorder import Recorder
     from edge_recorder.settings import Settings
 
@@ -62,7 +63,7 @@ __all__ = [
 _WHERE = {
     "Call": "edge_recorder.call",
     "CallSummary": "edge_recorder.call",
-    "Pending": "edge_recorder.call",
+    "Pending": "edge_recorder.pending",
     "Recorder": "edge_recorder.recorder",
     "Settings": "edge_recorder.settings",
 }

@@ -9,60 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 from edge_recorder import model as facts
 from edge_recorder.arguments import Audio, as_exact, as_json, as_place, as_samples, checked_rate, clean, clean_if_given
 from edge_recorder.errors import CallEnded, CallerError, EdgeRecorderError, InvalidAudio, UnknownTrack
+from edge_recorder.pending import Pending
 from edge_recorder.tape import Ending, Heard, Item, Lost, Played, TrackDeclared, TrackEnded
 from edge_recorder.timeline import NANOSECONDS, Chunk
 from edge_recorder.wav import Samples
 
 LONGEST_CALL = 86_400.0  # seconds
 END_WAIT = 30.0  # seconds that leaving a `with` block waits for a disk that refuses; the call goes on being ended
-
-T = TypeVar("T")
-
-
-class Pending(Generic[T]):
-    """Work that the recorder does: awaitable in any event loop, and `result(timeout)` waits in any thread.
-
-    Cancelling an await, or a timeout, never cancels the work.
-    """
-
-    def __init__(self) -> None:
-        self._future: Future[T] = Future()
-        self._future.set_running_or_notify_cancel()
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.wrap_future(self._future).__await__()
-
-    def result(self, timeout: float | None = None) -> T:
-        """Wait up to `timeout` seconds.
-
-        Raises:
-            TimeoutError: It is not done yet; it goes on.
-        """
-        return self._future.result(timeout)
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def settle(self, value: T) -> None:
-        """Give the result. The recorder's own."""
-        if not self._future.done():
-            self._future.set_result(value)
-
-    def fail(self, error: EdgeRecorderError) -> None:
-        """Give an error instead. The recorder's own."""
-        if not self._future.done():
-            self._future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from typing import Any, Self, TypeVar
 
 from edge_recorder import model, recovery, spool
 from edge_recorder.arguments import as_json, checked_tracks, clean, clean_if_given
-from edge_recorder.call import Budget, Call, CallSummary, Handover, Pending
+from edge_recorder.call import Budget, Call, CallSummary, Handover
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.errors import (
     CallerError,
@@ -41,6 +41,7 @@ from edge_recorder.errors import (
     UnsafeRuntime,
 )
 from edge_recorder.model import Instant, Pace
+from edge_recorder.pending import Pending
 from edge_recorder.rows import RowQueue
 from edge_recorder.settings import Settings
 from edge_recorder.tape import Progress, Tape
