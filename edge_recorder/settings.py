@@ -33,6 +33,13 @@ def _store_url(url: str) -> str:
     raise ValueError('expected "s3://bucket/prefix" or "file:///directory"')
 
 
+def _home_expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 class Section(BaseModel):
     """What all sections share: frozen, and no unknown key."""
 
@@ -42,7 +49,9 @@ class Section(BaseModel):
 class Node(Section):
     """This node: where it keeps what it records, and what it is called."""
 
-    data_dir: Path = Field(description="where recordings and the catalog are kept; on a local file system")
+    data_dir: Annotated[Path, AfterValidator(_home_expanded)] = Field(
+        description="where recordings and the catalog are kept; on a local file system"
+    )
     label: str = Field(default="", description="a name for people; empty: the host's name")
     tenant: str | None = Field(default=None, description="the tenant of calls that name none")
 
@@ -55,7 +64,10 @@ class Capture(Section):
     late_window: float = Field(
         default=2.0, ge=0.1, le=60, description="seconds after its cut that a segment stays open"
     )
-    segment_seconds: int = Field(default=30, ge=1, le=300, description="seconds of audio in one segment")
+    segmentation: Literal["interval", "turn"] = Field(
+        default="interval", description="where segments are cut: by the clock, or where turns begin and end"
+    )
+    segment_seconds: int = Field(default=30, ge=1, le=300, description="seconds of audio in one segment, at most")
     mixed_rate: int = Field(
         default=0, ge=0, le=192_000, description="Hz of the mixed track; 0: the highest of its tracks"
     )

@@ -4,7 +4,7 @@ The directory tree of a node: where each file of a call is, who writes it, and h
     data_dir/
       node.json                               which node this is
       catalog.db (and catalog.guard)          the catalog: see catalog/connection.py
-      agent.lock                              the one agent
+      agent.lock, rebuild.lock                the one agent; the one process that rebuilds a lost catalog
       writers/{boot}-{random}.lock            one per recorder, locked for its life
       spool/{yyyy}/{mm}/{dd}/{call_id}/       one call, by the date of its start (UTC)
         journal.jsonl                         its facts
@@ -39,8 +39,21 @@ PART = ".wav.part"
 NODE_FORMAT = 1
 
 _SEGMENT_NAME = re.compile(r"(?P<track>[a-z0-9_]{1,32})-(?P<seq>[0-9]{6,})(?P<suffix>\.wav|\.wav\.part)")
+# Where flock, POSIX locks or shared memory do not hold between processes. Of FUSE those that reach over a network, or
+# into another system; one that names no kind is mostly an S3 or WebDAV mount. Not here, as they keep all three: gfs2,
+# ocfs2, and virtiofs within one machine.
 _NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph", "glusterfs", "fuse.glusterfs", "afs", "lustre"}
+    {
+        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "coda", "9p", "davfs"),
+        *("ceph", "glusterfs", "lustre", "beegfs", "fhgfs", "orangefs", "pvfs2", "gpfs", "panfs"),
+        *("vboxsf", "prl_fs", "vmhgfs", "osxfs"),  # shared folders of virtual machines
+        "fuse",
+        *("fuse.sshfs", "fuse.curlftpfs", "fuse.smbnetfs", "fuse.davfs2", "fuse.rclone"),
+        *("fuse.s3fs", "fuse.goofys", "fuse.geesefs", "fuse.mountpoint-s3", "fuse.mount-s3", "fuse.s3ql"),
+        *("fuse.gcsfuse", "fuse.blobfuse", "fuse.blobfuse2", "fuse.juicefs", "fuse.JuiceFS", "fuse.seaweedfs"),
+        *("fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.mfs", "fuse.moosefs", "fuse.lizardfs"),
+        *("fuse.vmhgfs-fuse", "fuse.osxfs", "fuse.grpcfuse"),
+    }
 )
 
 
@@ -131,13 +144,26 @@ def agent_lock(data_dir: Path) -> Iterator[None]:
     Raises:
         LockHeld: Another agent is at work there.
     """
-    fd = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
-    try:
-        if not _try_lock(fd):
+    with _tried(data_dir / "agent.lock") as ours:
+        if not ours:
             raise LockHeld(f"another agent is at work in {data_dir}", fix="Let it finish, or stop it")
         yield
+
+
+@contextmanager
+def rebuilding(data_dir: Path) -> Iterator[bool]:
+    """Be the one process that rebuilds a lost catalog. Yields False where another does."""
+    with _tried(data_dir / "rebuild.lock") as ours:
+        yield ours
+
+
+@contextmanager
+def _tried(path: Path) -> Iterator[bool]:
+    fd = open_lock(path)
+    try:
+        yield try_lock(fd)
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 class WriterLock:
@@ -147,11 +173,10 @@ class WriterLock:
         while True:
             self.name = f"{boot_id()}-{secrets.token_hex(4)}"
             self._path = _writer_path(data_dir, self.name)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
-            if _try_lock(self._fd) and is_at(self._fd, self._path):
+            self._fd = open_lock(self._path, os.O_CREAT | os.O_EXCL)
+            if try_lock(self._fd) and is_at(self._fd, self._path):
                 break
-            os.close(self._fd)  # a recovery took it for a dead one's before it was locked
-        hold(self._fd)
+            let_go(self._fd)  # a recovery took it for a dead one's before it was locked
 
     def release(self, *, finished: bool) -> None:
         """Let go. A recorder that leaves something unfinished leaves its lock file, which calls for recovery."""
@@ -163,15 +188,18 @@ class WriterLock:
 _held: set[int] = set()
 
 
-def hold(fd: int) -> None:
-    """Note that `fd` is a lock of this process's own. A forked child closes it, or the lock would outlive us there."""
+def open_lock(path: Path, flags: int = os.O_CREAT) -> int:
+    """Open a file to lock it. A forked child closes it, or the lock would outlive us there."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, durable.FILE_MODE)
     _held.add(fd)
+    return fd
 
 
 def let_go(fd: int) -> None:
-    """Close a lock that was noted by `hold`."""
-    _held.discard(fd)
-    os.close(fd)
+    """Close what `open_lock` opened. In a forked child it is closed already, and its number may be another's."""
+    if fd in _held:
+        _held.discard(fd)
+        os.close(fd)
 
 
 def _let_go_in_child() -> None:
@@ -187,19 +215,20 @@ def taken_over(data_dir: Path, writer: str) -> Iterator[bool]:
     """Hold the lock of a dead `writer` while its files are mended. Yields False where it lives or is taken."""
     path = _writer_path(data_dir, writer)
     left_behind = path.exists()
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable.FILE_MODE)
-    held = _try_lock(fd) and is_at(fd, path)  # who held it before may have removed it
+    fd = open_lock(path)
+    held = try_lock(fd) and is_at(fd, path)  # who held it before may have removed it
     try:
         yield held
     finally:
         if held and not left_behind:
             path.unlink(missing_ok=True)
-        os.close(fd)
+        let_go(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def try_lock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock the file that is open as `fd`, unless that would have to wait for another."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -270,7 +299,7 @@ def _refuse_read_only(data_dir: Path) -> None:
 
 
 def _refuse_network(data_dir: Path) -> None:
-    kind = _file_system(data_dir)
+    kind = file_system(data_dir)
     if kind in _NETWORK_FILE_SYSTEMS:
         raise DataDirError(
             f"{data_dir} is on a network file system ({kind}), where SQLite's locks do not hold",
@@ -278,7 +307,7 @@ def _refuse_network(data_dir: Path) -> None:
         )
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """Return the kind of the file system that `path` is on, as /proc/mounts names it; empty where there is none."""
     target, best = str(path.resolve()), ("", "")
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from edge_recorder.catalog.statements import storing
 from edge_recorder.errors import CatalogBroken, CatalogBusy, EdgeRecorderError, Exit, NoCatalog, UnsafeRuntime
 from edge_recorder.model import CallState, Custody
 
+AT_ONCE = threading.Event()
+AT_ONCE.set()
 STARTED = 1_790_000_000_000_000
 CALL = model.Call(call_id=model.new_call_id(STARTED), external_id="CA1", started_at=STARTED)
 ENDED = replace(CALL, state=CallState.ENDED, ended_at=STARTED + 5, duration_s=5e-6, end_reason="hangup")
@@ -435,8 +438,8 @@ class Alone(threading.Thread):
 
     def run(self) -> None:
         with (
-            migrate._locked(migrate.request_path(self.path), remove=True),
-            migrate._locked(migrate.guard_path(self.path)),
+            migrate._locked(migrate.request_path(self.path), threading.Event(), remove=True),
+            migrate._locked(migrate.guard_path(self.path), threading.Event()),
         ):
             self.has_it.set()
             self.leave.wait(30)
@@ -468,6 +471,124 @@ async def test_catalog_lets_another_be_alone(catalog: Catalog, monkeypatch: pyte
     assert not migrate.request_path(catalog.path).exists()
 
 
+@pytest.fixture
+def alone(data_dir: Path) -> Iterator[Alone]:
+    """Another who has the catalog alone, and keeps it."""
+    made = Alone(catalog_path(data_dir))
+    made.start()
+    assert made.has_it.wait(10)
+    yield made
+    made.leave.set()
+    made.join()
+
+
+async def test_who_keeps_the_catalog_alone_is_not_waited_for_without_limit(
+    data_dir: Path, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped while it held the catalog alone makes it busy; once it goes on, the catalog opens."""
+    monkeypatch.setattr(migrate, "PATIENCE", 0.05)
+    with pytest.raises(CatalogBusy, match="another process holds") as caught:
+        await Catalog.open(data_dir, create_for="node")
+    assert caught.value.fix
+    alone.leave.set()
+    await asyncio.to_thread(alone.join)
+    opened = await Catalog.open(data_dir, create_for="node")
+    await opened.close()
+
+
+async def test_who_does_not_let_go_is_asked_again_only_later(
+    catalog: Catalog, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that another holds up does not keep asking to be alone, which would keep all others from writing."""
+    monkeypatch.setattr(migrate, "PATIENCE", 0.05)
+    monkeypatch.setattr(connection_module, "LOOK_INTERVAL", 60)
+    with monkeypatch.context() as newer:
+        newer.setattr(migrate, "SCHEMA_VERSION", 2)
+        migrating = Catalog(data_dir, create_for="node")
+        with pytest.raises(CatalogBusy, match="another process holds"):
+            await migrating.start()
+        newer.setattr(migrate, "bring_up_to_date", None)
+        with pytest.raises(CatalogBusy, match="must be migrated"):
+            await migrating.start()
+    assert not migrate.request_path(catalog.path).exists()
+    assert await catalog.write_all(put(message(1))) == [1]
+
+
+async def test_cancelled_start_holds_nothing(data_dir: Path, alone: Alone) -> None:
+    """A start that is cancelled while another has the catalog alone takes the guard neither then nor later."""
+    catalog = Catalog(data_dir, create_for="node")
+    starting = asyncio.create_task(catalog.start())
+    await waiting_for(catalog.path)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    alone.leave.set()
+    await asyncio.to_thread(alone.join)
+    await asyncio.get_running_loop().shutdown_default_executor()  # its thread has come to its end
+    spool.let_go(migrate._lock(migrate.guard_path(catalog.path), fcntl.LOCK_EX, AT_ONCE))
+
+
+async def test_close_does_not_wait_for_who_is_alone(data_dir: Path, alone: Alone) -> None:
+    """Closing ends the wait of a start at once."""
+    catalog = Catalog(data_dir, create_for="node")
+    starting = asyncio.create_task(catalog.start())
+    await waiting_for(catalog.path)
+    await catalog.close()
+    with pytest.raises(CatalogBusy):
+        await asyncio.wait_for(starting, migrate.PATIENCE / 2)
+
+
+async def waiting_for(path: Path) -> None:
+    """Wait until a second one has opened the request of who is alone."""
+    request = migrate.request_path(path)
+    while len([fd for fd in Path("/proc/self/fd").iterdir() if is_link_to(fd, request)]) < 2:
+        await asyncio.sleep(0)
+
+
+def test_thread_undoes_what_nobody_waits_for_any_more() -> None:
+    """What a thread made for a coroutine that was cancelled meanwhile is undone, whichever came first."""
+    undone: list[int] = []
+    late = connection_module._Made(lambda: 1, undo=undone.append)
+    late._leave()
+    late._run()
+    early = connection_module._Made(lambda: 2, undo=undone.append)
+    early._run()
+    early._leave()
+    assert undone == [1, 2]
+
+
+async def test_writer_waits_for_another_connection(catalog: Catalog) -> None:
+    """While another connection has a transaction open, a commit waits for its end, and then follows."""
+    other = sqlite.connect(catalog.path, create=False)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.create_task(catalog.write_all(put(message(1))))
+    done, _ = await asyncio.wait([writing], timeout=0.1)
+    assert not done
+    other.execute("ROLLBACK")
+    other.close()
+    assert await writing == [1]
+
+
+async def test_catalog_that_stays_locked_is_busy(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that another leaves open for too long makes the catalog busy, and nothing is changed."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.02)
+    other = sqlite.connect(catalog.path, create=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CatalogBusy, match="locked"):
+        await catalog.write_all(put(message(1)))
+    other.close()
+    assert await texts(catalog) == []
+
+
+async def test_closed_catalog_leaves_no_thread(data_dir: Path) -> None:
+    """The connection's thread is over when `close` returns: a process may fork then."""
+    before = set(threading.enumerate())
+    catalog = await Catalog.open(data_dir, create_for="node")
+    await catalog.write_all(put(message(1)))
+    await catalog.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name]
+
+
 async def test_request_of_a_crashed_process_is_removed(catalog: Catalog) -> None:
     """A request whose maker died holds nobody up, and does not stay."""
     migrate.request_path(catalog.path).touch()
@@ -480,16 +601,16 @@ async def test_waiting_for_one_request_does_not_remove_the_next(data_dir: Path) 
     """Who waited for a requester that is done leaves the request of the next one as it is."""
     path = catalog_path(data_dir)
     request = migrate.request_path(path)
-    first = migrate._lock(request, 2)  # LOCK_EX
-    waiting = asyncio.create_task(asyncio.to_thread(migrate.wait_for_requester, path))
+    first = migrate._lock(request, fcntl.LOCK_EX, threading.Event())
+    waiting = asyncio.create_task(asyncio.to_thread(migrate.wait_for_requester, path, threading.Event()))
     while len([fd for fd in Path("/proc/self/fd").iterdir() if is_link_to(fd, request)]) < 2:
         await asyncio.sleep(0)  # until the waiting thread has opened it
     request.unlink()
-    second = migrate._lock(request, 2)
-    os.close(first)
+    second = migrate._lock(request, fcntl.LOCK_EX, threading.Event())
+    spool.let_go(first)
     await waiting
     assert request.exists()
-    os.close(second)
+    spool.let_go(second)
 
 
 def is_link_to(fd: Path, path: Path) -> bool:
@@ -584,7 +705,7 @@ def test_wal_is_safe_since(version: tuple[int, ...], *, safe: bool) -> None:
 
 
 async def test_older_catalog_is_migrated(catalog: Catalog, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newer release brings the catalog up to date, keeps its rows and epoch; an older one then refuses it."""
+    """A newer release brings the catalog up to date, and keeps its rows and epoch, while another has it open."""
     monkeypatch.setattr(connection_module, "LOOK_INTERVAL", 0.02)
     await catalog.write_all(put(CALL))
     epoch = catalog.epoch
@@ -600,9 +721,25 @@ async def test_older_catalog_is_migrated(catalog: Catalog, data_dir: Path, monke
         assert await catalog.fetch("calls.all")
         await opened.close()
         await catalog.close()
-    with pytest.raises(UnsafeRuntime, match="schema 3") as caught:
-        await Catalog.open(data_dir, create_for="node")
+
+
+async def test_newer_catalog_takes_facts_of_an_older_release(catalog: Catalog, data_dir: Path) -> None:
+    """Where a newer release only added, an older recorder goes on; who reads and moves work must know all of it."""
+    await catalog._connection.execute("ALTER TABLE calls ADD COLUMN mood TEXT")
+    await catalog._connection.execute(f"PRAGMA user_version = {migrate.SCHEMA_VERSION + 1}")
+    recorder = await Catalog.open(data_dir, create_for="node")
+    assert await recorder.write_all(put(CALL)) == [1]
+    await recorder.close()
+    with pytest.raises(UnsafeRuntime, match=f"schema {migrate.SCHEMA_VERSION + 1}") as caught:
+        await Catalog.open(data_dir)
     assert "Upgrade" in caught.value.fix
+
+
+async def test_catalog_of_the_next_major_version_is_refused(catalog: Catalog, data_dir: Path) -> None:
+    """What a release changed that no longer only adds is written by nobody who does not know it."""
+    await catalog._connection.execute(f"PRAGMA user_version = {migrate.MAJOR}")
+    with pytest.raises(UnsafeRuntime, match=f"schema {migrate.MAJOR}"):
+        await Catalog.open(data_dir, create_for="node")
 
 
 async def test_migration_that_fails_changes_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,8 +857,8 @@ asyncio.run(main())
         assert process.stdout.readline() == b"forked\n"
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        guard = migrate._lock(migrate.guard_path(catalog_path(data_dir)), 2 | 4)  # LOCK_EX | LOCK_NB
-        os.close(guard)
+        guard = migrate._lock(migrate.guard_path(catalog_path(data_dir)), fcntl.LOCK_EX, AT_ONCE)
+        spool.let_go(guard)
         process.stdin.close()
 
 
@@ -730,8 +867,8 @@ async def test_nothing_is_left_open_after_a_failure(data_dir: Path) -> None:
     catalog_path(data_dir).write_bytes(os.urandom(8192))
     with pytest.raises(CatalogBroken):
         await Catalog.open(data_dir)
-    guard = migrate._lock(migrate.guard_path(catalog_path(data_dir)), 2 | 4)  # LOCK_EX | LOCK_NB
-    os.close(guard)
+    guard = migrate._lock(migrate.guard_path(catalog_path(data_dir)), fcntl.LOCK_EX, AT_ONCE)
+    spool.let_go(guard)
     for thread in threading.enumerate():
         if "_connection_worker_thread" in thread.name:
             await asyncio.to_thread(thread.join, 10)

@@ -128,7 +128,7 @@ def test_commands_say_that_a_data_dir_cannot_be_written(data_dir: Path, monkeypa
     """On a disk that is read-only, reading commands end with 12 and what to do, not with a traceback."""
     node = Node(data_dir, store={"url": f"file://{data_dir}"})
 
-    def read_only(path: Path) -> int:
+    def read_only(path: Path, *_: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(migrate, "lock_shared", read_only)

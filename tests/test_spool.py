@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_recorder import durable, model, spool
-from edge_recorder.errors import DataDirError, Exit, LockHeld
+from edge_recorder.errors import DataDirError, Exit, LockHeld, SettingsError
+from edge_recorder.settings import Settings
 
 STARTED = 1_790_000_000_000_000  # 2026-09-21, 14:13 UTC
 Child = Callable[[str], "subprocess.Popen[str]"]
@@ -116,6 +117,14 @@ def test_processes_at_once_make_one_node(child: Child, data_dir: Path) -> None:
     assert [path.name for path in data_dir.iterdir() if "node" in path.name] == ["node.json"]
 
 
+def test_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A data_dir of `~/calls` is in the home directory, and not in one called `~`; an unknown user's is refused."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings.of({"node": {"data_dir": "~/calls"}}).node.data_dir == tmp_path / "calls"
+    with pytest.raises(SettingsError, match=r"node\.data_dir"):
+        Settings.of({"node": {"data_dir": "~no-such-user/calls"}})
+
+
 def test_directory_without_a_node_is_refused(data_dir: Path) -> None:
     """A directory that was never prepared is not a node, and the error says what to check."""
     with pytest.raises(DataDirError, match="not a recorder's data_dir") as caught:
@@ -158,7 +167,9 @@ def test_node_that_became_read_only_is_refused(node: Path, monkeypatch: pytest.M
         spool.prepare(node)
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "9p", "fuse.sshfs"])
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "9p", "fuse", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "beegfs", "vboxsf"]
+)
 def test_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Where SQLite's locks do not hold, nothing is made, and the error names the kind."""
     show_mounts(
@@ -290,6 +301,39 @@ def test_finished_writer_leaves_no_file(node: Path) -> None:
     first.release(finished=True)
     second.release(finished=False)
     assert spool.dead_writers(node) == [second.name]
+
+
+def test_one_process_rebuilds(node: Path, child: Child) -> None:
+    """While a process rebuilds the catalog no other does; when it dies, another can."""
+    process = child("with spool.rebuilding(data_dir) as ours:\n    print(ours, flush=True)\n    input()")
+    assert said(process) == "True"
+    with spool.rebuilding(node) as ours:
+        assert not ours
+    process.kill()
+    process.wait()
+    with spool.rebuilding(node) as ours:
+        assert ours
+
+
+def test_forked_child_keeps_no_lock(node: Path, child: Child) -> None:
+    """A child forked within a lock holds none of them when its parent lets go, and closes nothing of its own."""
+    process = child(
+        "with spool.agent_lock(data_dir), spool.rebuilding(data_dir), spool.taken_over(data_dir, 'noboot-00000000'):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        own = [os.open(data_dir / 'node.json', os.O_RDONLY) for _ in range(9)]\n"
+        "if not pid:\n"
+        "    print(all(os.fstat(fd) for fd in own), flush=True)\n"
+        "    input()\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    assert said(process) == "True"
+    with spool.agent_lock(node), spool.rebuilding(node) as ours, spool.taken_over(node, "noboot-00000000") as free:
+        assert ours
+        assert free
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 # Quarantine.

@@ -5,6 +5,8 @@ The catalog: what this node recorded, in one SQLite file that many recorder proc
     schema.sql     the tables; triggers.sql the change log's triggers, made from the entities
     statements.sql every other statement, by name
     connection.py  one connection, one owner, commits in groups
+    transaction.py one of those commits
+    migrate.py     making a catalog, bringing it up to date, and being alone meanwhile
     owed.py        the guarded moves of owed work
     sqlite.py      which SQLite this is, and whether it is safe
 """

@@ -9,33 +9,37 @@ Every process holds `catalog.guard` shared while its connection is open. Who mus
 set a broken catalog aside) locks `catalog.request`: before each commit the owner looks for it, and at the inode of
 `catalog.db`; if either moved, it closes, lets go, and opens again. A commit into a renamed catalog would succeed, into
 nowhere.
+
+Nobody is waited for without limit: a process that was stopped while it held the guard leaves us `CatalogBusy`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import aiosqlite
 
 from edge_recorder import spool
 from edge_recorder.catalog import migrate, sqlite
 from edge_recorder.catalog.statements import Statement, statement
+from edge_recorder.catalog.transaction import Transactor
 from edge_recorder.errors import CatalogBroken, CatalogBusy, DataDirError, EdgeRecorderError, NoCatalog
-
-# A statement that is not there, or values that SQLite cannot hold: a lone surrogate, a number past 64 bits.
-_UNIT_ERRORS = (sqlite.Error, KeyError, TypeError, ValueError, OverflowError)
 
 WHOLE = "whole"  # the name in agent_state that says that the catalog was built from all of the spool
 GROUP_LIMIT = 200  # statements committed at once
 LOOK_INTERVAL = 1.0  # seconds after which an idle owner looks whether another wants to be alone
+ALONE_INTERVAL = 30.0  # seconds until we ask again to be alone, where that came to nothing: asking keeps others waiting
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def catalog_path(data_dir: Path) -> Path:
@@ -66,8 +70,11 @@ class Catalog:
         self._create_for = create_for
         self._pause = pause
         self._queue: asyncio.Queue[_Unit | None] = asyncio.Queue()
-        self._connection: aiosqlite.Connection | None = None
+        self._transactor = Transactor(self.path)
+        self._connection: _Connection | None = None
         self._guard = -1
+        self._hurry = threading.Event()  # we are closing: no longer worth the wait
+        self._ask_again_at = 0.0  # by the loop's clock
         self._inode: tuple[int, int] | None = None
         self._owner: asyncio.Task[None] | None = None
 
@@ -96,6 +103,7 @@ class Catalog:
     async def start(self) -> None:
         """Open the catalog, if it is not open; errors are those of `open`."""
         if self._owner is None:
+            self._hurry.clear()
             await self._connect()
             self._owner = asyncio.create_task(self._serve(), name="catalog owner")
 
@@ -136,13 +144,15 @@ class Catalog:
         """Say whether this catalog knows every call of the spool: a new one does not, until it was rebuilt."""
         return await self.get_state(WHOLE) is not None
 
-    async def mark_whole(self) -> None:
-        """Note that recovery has gone through the whole spool."""
-        await self.write("agent_state.put", name=WHOLE, value="true")
+    async def mark_whole(self, *, epoch: str | None = None) -> None:
+        """Note that recovery has gone through the whole spool. A catalog that came after `epoch` lacks a part."""
+        if epoch in {None, self.epoch}:
+            await self.write("agent_state.put", name=WHOLE, value="true")
 
     async def close(self) -> None:
         """Commit what is queued, then close the connection and let go of the guard."""
         owner, self._owner = self._owner, None  # nothing more is taken in
+        self._hurry.set()
         if owner is not None:
             self._queue.put_nowait(None)
             await asyncio.shield(owner)
@@ -201,51 +211,16 @@ class Catalog:
             _settle(unit.answer, error)
 
     async def _read(self, units: list[_Unit]) -> list[Any]:
-        return [await self._fetch(self._open_connection, unit) for unit in units]
-
-    async def _fetch(self, connection: aiosqlite.Connection, unit: _Unit) -> Any:
-        ((name, values),) = unit.statements
-        try:
-            rows = await connection.execute_fetchall(statement(name), dict(values))
-        except _UNIT_ERRORS as error:
-            return self._own_fault(error)
-        return [dict(row) for row in rows]
+        return [await self._open_connection.run(self._transactor.fetch, unit.statements[0]) for unit in units]
 
     async def _commit(self, units: list[_Unit]) -> list[Any]:
-        """Commit all of `units` as one transaction. A unit that SQLite refuses is rolled back alone."""
-        connection = self._open_connection
-        await connection.execute("BEGIN IMMEDIATE")
-        try:
-            answers = [await self._apply(connection, unit) for unit in units]
-            await connection.execute("COMMIT")
-        except BaseException:
-            await connection.rollback()
-            raise
+        answers: list[Any] = await self._open_connection.run(
+            self._transactor.commit, [unit.statements for unit in units]
+        )
         return answers
 
-    async def _apply(self, connection: aiosqlite.Connection, unit: _Unit) -> Any:
-        await connection.execute("SAVEPOINT unit")
-        try:
-            answer: Any = [
-                (await connection.execute(statement(name), values)).rowcount for name, values in unit.statements
-            ]
-        except _UNIT_ERRORS as error:
-            answer = self._own_fault(error)
-            await connection.execute("ROLLBACK TO unit")
-        await connection.execute("RELEASE unit")
-        return answer
-
-    def _own_fault(self, error: Exception) -> EdgeRecorderError:
-        """Return what is wrong with a unit. An error that is the catalog's, and so everybody's, is raised on."""
-        if not isinstance(error, sqlite.Error):
-            return EdgeRecorderError(f"{self.path} cannot take it: {type(error).__name__}: {error}")
-        translated = sqlite.translate(error, self.path)
-        if isinstance(translated, CatalogBusy | CatalogBroken):
-            raise error
-        return translated
-
     @property
-    def _open_connection(self) -> aiosqlite.Connection:
+    def _open_connection(self) -> _Connection:
         if self._connection is None:
             raise NoCatalog(f"{self.path} is not open")
         return self._connection
@@ -255,8 +230,8 @@ class Catalog:
         if self._connection is not None and not wanted and _inode(self.path) == self._inode:
             return
         await self._disconnect()
-        if wanted:
-            await asyncio.to_thread(migrate.wait_for_requester, self.path)
+        if wanted:  # before it is done there may be no catalog at all
+            await asyncio.to_thread(migrate.wait_for_requester, self.path, self._hurry)
         await self._connect()
 
     async def _connect(self) -> None:
@@ -280,18 +255,31 @@ class Catalog:
                 ) from error
 
     async def _try_to_connect(self) -> None:
-        self._guard = await asyncio.to_thread(migrate.lock_shared, migrate.guard_path(self.path))
         try:
-            # Opened here, as the thread of an aiosqlite connection that fails to open outlives the loop it answers to.
-            opened = await asyncio.to_thread(migrate.open_current, self.path)
-            connection = self._connection = await aiosqlite.Connection(lambda: opened, iter_chunk_size=64)
-            self._inode = _inode(self.path)
-            ((self.node_id, self.epoch),) = await connection.execute_fetchall(statement("identity"))
+            self._guard, opened = await _Made(self._open, undo=_let_go).get()
         except migrate.NotCurrent:
-            await self._disconnect()
-            await asyncio.to_thread(migrate.bring_up_to_date, self.path, create_for=self._create_for)
+            await self._bring_up_to_date()
+            return
+        try:
+            self._connection = await _Connection.around(opened)
+            self._inode = _inode(self.path)
+            ((self.node_id, self.epoch),) = await self._connection.execute_fetchall(statement("identity"))
         except BaseException:
             await self._disconnect()
+            raise
+
+    def _open(self) -> tuple[int, sqlite3.Connection]:
+        return migrate.open_shared(self.path, self._hurry, adding=self._create_for is not None)
+
+    async def _bring_up_to_date(self) -> None:
+        """Make or migrate the catalog. Who holds us up is asked again only later: asking keeps all others waiting."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_again_at:
+            raise CatalogBusy(f"{self.path} must be migrated, and another process held it", fix=migrate.FIX)
+        try:
+            await asyncio.to_thread(migrate.bring_up_to_date, self.path, self._hurry, create_for=self._create_for)
+        except CatalogBusy:
+            self._ask_again_at = loop.time() + ALONE_INTERVAL
             raise
 
     async def _disconnect(self) -> None:
@@ -303,6 +291,70 @@ class Catalog:
         finally:
             if guard >= 0:
                 spool.let_go(guard)
+
+
+class _Connection(aiosqlite.Connection):
+    """An open connection in a thread of its own, which runs whole transactions."""
+
+    @classmethod
+    async def around(cls, opened: sqlite3.Connection) -> Self:
+        """Give `opened` its thread. The thread of one that failed to open would outlive the loop it answers to."""
+        connection = cls(lambda: opened, iter_chunk_size=64)
+        try:
+            await connection
+        except BaseException:
+            opened.close()
+            raise
+        return connection
+
+    async def close(self) -> None:
+        """Close the connection, and leave no thread behind."""
+        await super().close()
+        self._thread.join()
+
+    async def run(self, work: Callable[[sqlite3.Connection, T], Any], units: T) -> Any:
+        """Do `work` in the connection's thread, to its end, whether or not its caller is cancelled."""
+        return await self._execute(work, self._conn, units)  # type: ignore[no-untyped-call]
+
+
+class _Made(Generic[T]):
+    """What a thread makes for a coroutine. One that is cancelled meanwhile can take it no more: then it is undone."""
+
+    def __init__(self, make: Callable[[], T], *, undo: Callable[[T], None]) -> None:
+        self._make = make
+        self._undo = undo
+        self._lock = threading.Lock()
+        self._unwanted = False
+        self._made: T | None = None
+
+    async def get(self) -> T:
+        try:
+            return await asyncio.to_thread(self._run)
+        except asyncio.CancelledError:
+            self._leave()
+            raise
+
+    def _run(self) -> T:
+        made = self._make()
+        with self._lock:
+            self._made = made
+            unwanted = self._unwanted
+        if unwanted:
+            self._undo(made)
+        return made
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._unwanted = True
+            made = self._made
+        if made is not None:
+            self._undo(made)
+
+
+def _let_go(opened: tuple[int, sqlite3.Connection]) -> None:
+    guard, connection = opened
+    connection.close()
+    spool.let_go(guard)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

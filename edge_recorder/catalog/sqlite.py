@@ -86,6 +86,11 @@ def translate(error: Exception, path: Path) -> EdgeRecorderError:
     return EdgeRecorderError(f"{path}: {error}")
 
 
+def is_busy(error: Exception) -> bool:
+    """Say whether another connection's transaction is in the way, and nothing else."""
+    return bool(getattr(error, "sqlite_errorcode", 0) & 0xFF == driver.SQLITE_BUSY)
+
+
 def _open(path: Path, *, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     connection: sqlite3.Connection = driver.connect(
