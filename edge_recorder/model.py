@@ -39,12 +39,21 @@ class Pace(StrEnum):
     MEDIA = "media"  # the audio: time is the least end of the tracks not ended
 
 
+class Segmentation(StrEnum):
+    """Where the cuts between segments are."""
+
+    INTERVAL = "interval"  # at the same instants on all tracks
+    TURN = "turn"  # where a voice's turn begins and ends
+
+
 class SpanKind(StrEnum):
     """What a piece of the timeline means."""
 
     GAP = "gap"  # audio that could not be recorded, with the reason
+    PAUSED = "paused"  # nothing was to be kept
     LATE = "late"  # audio that came for samples already written
-    UNHEARD = "unheard"  # handed to the speaker, but the call ended before it was heard
+    UNHEARD = "unheard"  # handed to the speaker, but taken back, or the call ended, before it was heard
+    TURN = "turn"  # one voice's turn, from its first sample to its last
     UNVERIFIED = "unverified"  # salvaged from past the last fsync
 
 

@@ -49,18 +49,42 @@ class Tag:
 
 
 _FIELDS = {"format": int, **get_type_hints(Tag)}
+_RIFF_SIZE_AT = 4
+_DATA_SIZE_AT = HEADER_BYTES - 4
+_SYNCED = b'{"synced":'  # first of all, and of fixed width: it is told anew without writing the rest
+_SYNCED_AT = _TAG_AT + 8 + len(_SYNCED)
+_SYNCED_DIGITS = 12
+
+
+class Header:
+    """The 512 bytes before the samples of one file, kept to be written again and again."""
+
+    def __init__(self, tag: Tag, *, frames: int = 0) -> None:
+        self.data = bytearray(_head(tag))
+        self.tell(frames=frames, synced=tag.synced)
+
+    def tell(self, *, frames: int, synced: int) -> None:
+        size = frames * SAMPLE_BYTES
+        struct.pack_into("<I", self.data, _RIFF_SIZE_AT, HEADER_BYTES - 8 + size)
+        struct.pack_into("<I", self.data, _DATA_SIZE_AT, size)
+        self.data[_SYNCED_AT : _SYNCED_AT + _SYNCED_DIGITS] = b"%12d" % synced
 
 
 def header(tag: Tag, *, frames: int) -> bytes:
     """Return the 512 bytes before the samples."""
-    text = json.dumps({"format": TAG_FORMAT, **asdict(tag)}, separators=(",", ":")).encode().ljust(_TAG_BYTES)
-    size = frames * SAMPLE_BYTES
+    return bytes(Header(tag, frames=frames).data)
+
+
+def _head(tag: Tag) -> bytes:
+    fields = {"format": TAG_FORMAT, **asdict(tag)}
+    del fields["synced"]
+    text = _SYNCED + b" " * _SYNCED_DIGITS + b"," + json.dumps(fields, separators=(",", ":")).encode()[1:]
     return b"".join(
         (
-            struct.pack("<4sI4s", b"RIFF", HEADER_BYTES - 8 + size, b"WAVE"),
+            struct.pack("<4sI4s", b"RIFF", 0, b"WAVE"),
             struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, tag.rate, tag.rate * SAMPLE_BYTES, SAMPLE_BYTES, 16),
-            struct.pack("<4sI", _TAG, _TAG_BYTES) + text,
-            struct.pack("<4sI", b"data", size),
+            struct.pack("<4sI", _TAG, _TAG_BYTES) + text.ljust(_TAG_BYTES),
+            struct.pack("<4sI", b"data", 0),
         )
     )
 
@@ -91,8 +115,17 @@ def read_file(path: Path) -> tuple[Tag, Samples]:
         OSError: The file cannot be read.
     """
     data = path.read_bytes()
+    return read_tag(data), _samples(data)
+
+
+def read_samples(path: Path) -> Samples:
+    """Return all samples of a segment file, whatever its header says. Half a sample at its end is none."""
+    return _samples(path.read_bytes())
+
+
+def _samples(data: bytes) -> Samples:
     frames = max(0, len(data) - HEADER_BYTES) // SAMPLE_BYTES
-    return read_tag(data), np.frombuffer(data, "<i2", count=frames, offset=min(HEADER_BYTES, len(data)))
+    return np.frombuffer(data, "<i2", count=frames, offset=min(HEADER_BYTES, len(data)))
 
 
 def silence(frames: int) -> Samples:

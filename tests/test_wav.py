@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import wave
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from edge_recorder.errors import IntegrityMismatch
 from edge_recorder.model import new_call_id
-from edge_recorder.wav import HEADER_BYTES, Tag, header, padded, read_file, read_tag, silence
+from edge_recorder.wav import HEADER_BYTES, Header, Tag, header, padded, read_file, read_samples, read_tag, silence
 
 TAG = Tag(
     call_id=new_call_id(1_790_000_000_000_000),
@@ -45,8 +46,25 @@ def test_tag_comes_back() -> None:
 
 def test_longest_tag_fits() -> None:
     """The longest names and numbers that there can be still leave the samples at byte 512."""
-    longest = replace(TAG, track="x" * 32, seq=10**9, first_sample=2**62, started_at=2**62, rate=192_000, synced=2**40)
+    longest = replace(TAG, track="x" * 32, seq=10**9, first_sample=2**62, started_at=2**62, rate=192_000, synced=2**31)
     assert len(header(replace(longest, writer="w" * 40), frames=2**30)) == HEADER_BYTES
+
+
+def test_header_of_the_previous_release_is_read() -> None:
+    """A header whose tag names the synced frames last, as the first release wrote it, says the same."""
+    tag = json.dumps({"format": 1, **asdict(TAG)}, separators=(",", ":")).encode()
+    data = header(TAG, frames=7)
+    assert read_tag(data[:44] + tag.ljust(460) + data[504:]) == TAG
+
+
+@examples(max_examples=100)
+@given(frames=st.integers(0, 2**31 - 257), synced=st.integers(0, 2**31))
+def test_header_is_told_anew(frames: int, synced: int) -> None:
+    """A header that is told of new lengths is the header that would be made with them."""
+    kept = Header(TAG, frames=7)
+    kept.tell(frames=frames, synced=synced)
+    assert bytes(kept.data) == header(replace(TAG, synced=synced), frames=frames)
+    assert read_tag(bytes(kept.data)).synced == synced
 
 
 def test_soundfile_reads_a_segment(segment: Path) -> None:
@@ -121,6 +139,14 @@ def test_tag_that_is_not_ours_is_refused(text: str) -> None:
     data = header(TAG, frames=0)
     with pytest.raises(IntegrityMismatch):
         read_tag(data[:44] + text.encode().ljust(460) + data[504:])
+
+
+@pytest.mark.parametrize(("length", "frames"), [(0, 0), (511, 0), (512, 0), (513, 0), (514, 1), (517, 2)])
+def test_samples_are_read_whatever_the_header_says(segment: Path, length: int, frames: int) -> None:
+    """Of a file whose header is torn, or which ends early, the whole samples behind byte 512 are read."""
+    segment.write_bytes(bytes(512) + segment.read_bytes()[512:])
+    os.truncate(segment, length)
+    assert np.array_equal(read_samples(segment), SAMPLES[:frames])
 
 
 def test_foreign_wav_is_refused(tmp_path: Path) -> None:
