@@ -13,7 +13,10 @@ import soundfile
 from nodes import MadeCall, Node, noise
 from numpy.typing import NDArray
 
+from edge_recorder import Recorder, Settings, wav
+from edge_recorder.catalog.statements import storing
 from edge_recorder.errors import Exit
+from edge_recorder.model import Span, span_id
 
 USER = [noise(8000), noise(4000, 2)]
 ASSISTANT = [noise(24_000, 3), noise(11_000, 4)]
@@ -128,6 +131,105 @@ def test_export_of_stereo(node: Node, call: MadeCall, tmp_path: Path) -> None:
     assert both[:, 0].any()
 
 
+@pytest.mark.parametrize("mixed_rate", [0, 16_000, 8000])
+def test_export_of_the_mix(node: Node, tmp_path: Path, mixed_rate: int) -> None:
+    """The mix of a recorded call is its mixed files, joined, bit for bit; and all its exports are equally long."""
+    audio = {"user": (8000, noise(8000 * 9 + 77)), "assistant": (22_050, noise(22_050 * 7, 2)), "guest": (16_000, [])}
+    capture = {"segment_seconds": 3, "mixed_rate": mixed_rate}
+    with Recorder(Settings.of({"node": {"data_dir": node.data_dir}, "capture": capture})) as recorder:
+        call = recorder.start_call(tracks={name: rate for name, (rate, _) in audio.items()}, pace="media")
+        for name, (_, samples) in audio.items():
+            call.write(name, np.asarray(samples, np.int16))
+            call.end_track(name)
+        summary = call.end().result(30)
+    rows = [row for row in node.fetch("segments.of_call", call_id=call.id) if row["track"] == "mixed"]
+    files = sorted(node.data_dir.rglob("mixed-*.wav"))
+    assert len(rows) == len(files) == 4
+    joined = np.concatenate([np.frombuffer(file.read_bytes()[wav.HEADER_BYTES :], "<i2") for file in files])
+    frames = {}
+    for track in ("mixed", "user", "assistant", "guest", "stereo"):
+        target = tmp_path / f"{track}.wav"
+        shown = node.run("--json", "calls", "export", call.id, "--track", track, "-o", str(target)).document
+        frames[track] = shown["frames"] / shown["rate"]
+        assert abs(frames[track] - summary.duration_s) < 1 / shown["rate"]
+    exported, rate = read_wav(tmp_path / "mixed.wav")
+    assert rate == (mixed_rate or 22_050)
+    assert np.array_equal(exported[:, 0], joined)
+
+
+def spans(node: Node, call: MadeCall, *places: tuple[str, str | None, float, float]) -> None:
+    """Give `call` spans: kind, track, from, to."""
+    facts = [
+        Span(
+            span_id=span_id(call.id, n),
+            call_id=call.id,
+            n=n,
+            track=track,
+            kind=kind,
+            start_s=start,
+            end_s=end,
+            reason="",
+        )
+        for n, (kind, track, start, end) in enumerate(places, 2)
+    ]
+    node.write_all(list(storing(facts)))
+
+
+@pytest.mark.parametrize("track", ["user", "assistant", "mixed", "stereo"])
+def test_what_was_paused_is_left_out(node: Node, call: MadeCall, tmp_path: Path, track: str) -> None:
+    """With --skip the time of a pause is gone from every export alike, to the sample; without it nothing is."""
+    spans(node, call, ("paused", None, 0.5, 0.7), ("paused", None, 0.6, 0.75), ("paused", None, 1.2, 9.0))
+    whole, short = tmp_path / "whole.wav", tmp_path / "short.wav"
+    kept = node.run("--json", "calls", "export", call.id, "--track", track, "-o", str(whole)).document
+    assert (kept["frames"], kept["skipped_s"], kept["skipped"]) == (1.5 * kept["rate"], 0, [])
+    cut = node.run(
+        "--json", "calls", "export", call.id, "--track", track, "--skip", "paused", "-o", str(short)
+    ).document
+    assert cut["skipped"] == [{"start_s": 0.5, "end_s": 0.75}, {"start_s": 1.2, "end_s": 1.5}]
+    assert cut["skipped_s"] == pytest.approx(0.55)
+    assert cut["frames"] == round(0.95 * cut["rate"])
+    (before, rate), (after, _) = read_wav(whole), read_wav(short)
+    fade = round(0.005 * rate)
+    first, last = rate // 2, 3 * rate // 4
+    assert len(after) == cut["frames"]
+    assert np.array_equal(after[: first - fade], before[: first - fade])
+    assert np.array_equal(after[first + fade : -fade], before[last + fade : round(1.2 * rate) - fade])
+
+
+def test_a_gap_of_one_voice_is_left_out_of_that_voice_alone(node: Node, call: MadeCall, tmp_path: Path) -> None:
+    """While one voice has a gap the others go on: only its own export is shorter, and only if it is asked for."""
+    target = str(tmp_path / "x.wav")
+    seconds = {}
+    for track in ("user", "assistant", "mixed", "stereo"):
+        shown = node.run(
+            "--json", "calls", "export", call.id, "--track", track, "--skip", "gap", "-o", target, "--force"
+        )
+        seconds[track] = shown.document["skipped_s"]
+    assert seconds == {"user": 0.25, "assistant": 0, "mixed": 0, "stereo": 0}
+    paused = node.run("calls", "export", call.id, "--track", "user", "--skip", "paused", "-o", target, "--force")
+    assert "0.00 s left out" in paused.out
+
+
+def test_kinds_to_skip_add_up(node: Node, call: MadeCall, tmp_path: Path) -> None:
+    """--skip may be given for several kinds; a kind whose time may hold sound is a usage error."""
+    spans(node, call, ("paused", None, 0.4, 1.0), ("gap", None, 1.25, 1.5), ("unheard", "user", 1.0, 1.1))
+    skip = ("--skip", "paused", "--skip", "gap")
+    done = node.run("calls", "export", call.id, "--track", "user", *skip, "-o", str(tmp_path / "x.wav"))
+    assert "0.50 s at 8000 Hz, 1.00 s left out" in done.out
+    refused = node.run("calls", "export", call.id, "--skip", "unheard", "-o", str(tmp_path / "y.wav"))
+    assert refused.code == Exit.USAGE
+    assert "'paused', 'gap'" in refused.err
+
+
+def test_a_pipe_knows_its_length(node: Node, call: MadeCall) -> None:
+    """A WAV on standard output says in its header how long it is, also when something was skipped."""
+    spans(node, call, ("paused", None, 0.5, 1.0))
+    done = node.run("calls", "export", call.id, "--skip", "paused", "-o", "-")
+    samples, rate = read_wav(io.BytesIO(done.raw))
+    assert (len(samples), rate) == (24_000, 24_000)
+    assert int.from_bytes(done.raw[40:44], "little") == len(done.raw) - 44 == 48_000
+
+
 def test_export_to_stdout(node: Node, call: MadeCall) -> None:
     """`-o -` writes nothing to standard output but the WAV."""
     done = node.run("calls", "export", call.id, "--track", "user", "-o", "-")
@@ -170,7 +272,7 @@ def test_a_file_that_is_gone_here_is_named_in_its_store(node: Node, call: MadeCa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--track", "mixed", "-o", "x.wav"), "It has: assistant, user"),
+        (("--track", "agent", "-o", "x.wav"), "It has: assistant, mixed, user"),
         (("--track", "user", "-o", "x.mp3"), ".wav or .flac"),
         (("--track", "user", "-o", "/nowhere/x.wav"), "No such file or directory"),
     ],

@@ -9,7 +9,7 @@ import wave
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +17,17 @@ from edge_recorder.catalog.connection import Catalog, Row
 from edge_recorder.catalog.entities import BY_TABLE, Column
 from edge_recorder.console import columns, moment, progress
 from edge_recorder.errors import CallerError, EdgeRecorderError, NoSuchCall
-from edge_recorder.model import CallState
+from edge_recorder.model import MIXED, CallState, SpanKind
+
+if TYPE_CHECKING:
+    from edge_recorder.playback import Range, Stream
 
 STEREO = "stereo"
 LEFT, RIGHT = "user", "assistant"
 STDOUT = "-"
 WAV_LIMIT = 2**32 - 64  # bytes that the length field of a WAV can count
+# Kinds whose time holds no sound. In what was not heard of one voice another may speak, so that is no such time.
+SKIPPABLE = (SpanKind.PAUSED.value, SpanKind.GAP.value)  # by value: click shows the name of a member
 DETAILS = ("segments", "spans", "messages", "usage")
 
 Write = Callable[[Any], object]
@@ -56,15 +61,22 @@ def show(app: Any, call: str) -> None:
 
 @calls.command()
 @click.argument("call")
-@click.option("--track", default="mixed", show_default=True, metavar="TRACK", help="A track's name, or `stereo`.")
+@click.option("--track", default=MIXED, show_default=True, metavar="TRACK", help="A track's name, or `stereo`.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="A .wav or .flac file, or - for a WAV on stdout.")
+@click.option(
+    "--skip",
+    "kinds",
+    multiple=True,
+    type=click.Choice(SKIPPABLE),
+    help="Leave out the time of these spans, instead of silence; repeatable.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.pass_obj
-def export(app: Any, call: str, track: str, output: str, *, force: bool) -> None:
+def export(app: Any, call: str, track: str, output: str, *, kinds: tuple[str, ...], force: bool) -> None:
     """Join the segments of CALL into one file, without a gap or a click. `stereo` is user left, assistant right."""
     data_dir = app.settings.node.data_dir
     found, details = app.run(_call(data_dir, call))
-    stream = _stream(data_dir, found, details["segments"], track)
+    stream, skipped = _stream(data_dir, found, details, track, kinds)
     channels = 2 if track == STEREO else 1
     with (
         _sink(output, stream.rate, channels, stream.frames, force=force) as write,
@@ -77,8 +89,12 @@ def export(app: Any, call: str, track: str, output: str, *, force: bool) -> None
         click.echo("the call is still live: what is sealed of it was exported", err=True)
     if output != STDOUT:
         shape = {"track": track, "rate": stream.rate, "channels": channels, "frames": stream.frames}
+        left_out = sum(end - start for start, end in skipped)
+        parts = [{"start_s": start, "end_s": end} for start, end in skipped]
         text = f"{output}: {track} of {found['call_id']}, {stream.frames / stream.rate:.2f} s at {stream.rate} Hz"
-        app.show({"call_id": found["call_id"], "output": output, **shape}, text)
+        text += f", {left_out:.2f} s left out" if kinds else ""
+        document = {"call_id": found["call_id"], "output": output, **shape, "skipped_s": left_out, "skipped": parts}
+        app.show(document, text)
 
 
 async def _fetch(data_dir: Path, name: str, **values: Any) -> list[Row]:
@@ -113,33 +129,47 @@ def _only(ref: str, found: list[Row]) -> Row:
     return found[0]
 
 
-def _stream(data_dir: Path, call: Row, rows: list[Row], track: str) -> Any:
-    """Return the `Playback` or `Stereo` of a track of a call.
+def _stream(
+    data_dir: Path, call: Row, details: dict[str, list[Row]], track: str, kinds: tuple[str, ...]
+) -> tuple[Stream, list[Range]]:
+    """Return what `track` of a call sounds like, and what was left out of it: the time of its spans of `kinds`.
 
     Raises:
         CallerError: The call has no such track.
     """
     from edge_recorder import playback, spool  # noqa: PLC0415 (only an export needs numpy)
 
+    rows = details["segments"]
+    _refuse_unknown(call, {row["track"] for row in rows}, track)
     directory = spool.call_dir(data_dir, call["call_id"], call["started_at"])
     elsewhere = {row["segment_id"]: _address(row) for row in rows if row["state"] == "stored"}
+    segments = [BY_TABLE["segments"].value(row) for row in rows]
     read = playback.from_spool(directory, elsewhere=elsewhere)
+    tracks = playback.Tracks(segments, read=read, duration_s=call["duration_s"])
+    if track == MIXED:
+        stream = tracks.mixed()
+    else:
+        stream = tracks.stereo(LEFT, RIGHT) if track == STEREO else tracks.track(track)
+    skipped = playback.merged(_silent(details["spans"], track, kinds), end=tracks.end)
+    return playback.Kept(stream, skipped, end=tracks.end) if skipped else stream, skipped
 
-    def voice(name: str) -> playback.Playback:
-        segments = [BY_TABLE["segments"].value(row) for row in rows if row["track"] == name]
-        if not segments:
-            raise _no_track(call, rows, name)
-        return playback.Playback(segments, read=read, frames=playback.timeline(segments, call["duration_s"]))
 
-    return playback.Stereo(voice(LEFT), voice(RIGHT)) if track == STEREO else voice(track)
+def _silent(spans: list[Row], track: str, kinds: tuple[str, ...]) -> Iterator[Range]:
+    """Yield the spans of `kinds` that silence all of `track`. In one voice's own, the other voices go on."""
+    own = {None} if track in {MIXED, STEREO} else {None, track}
+    for row in spans:
+        if row["kind"] in kinds and row["track"] in own:
+            yield row["start_s"], row["end_s"]
 
 
-def _no_track(call: Row, rows: list[Row], track: str) -> CallerError:
-    has = ", ".join(sorted({row["track"] for row in rows}))
-    if has:
-        return CallerError(f"the call has no track {track!r}", fix=f"It has: {has}")
-    reason = call["not_recording_reason"] or "no segment of it is sealed"
-    return CallerError(f"there is no audio of {call['call_id']}: {reason}", fix="`edge-recorder calls show` says more")
+def _refuse_unknown(call: Row, has: set[str], track: str) -> None:
+    if not has:
+        reason = call["not_recording_reason"] or "no segment of it is sealed"
+        fix = "`edge-recorder calls show` says more"
+        raise CallerError(f"there is no audio of {call['call_id']}: {reason}", fix=fix)
+    for name in (LEFT, RIGHT) if track == STEREO else (track,):
+        if name not in has | {MIXED}:
+            raise CallerError(f"the call has no track {name!r}", fix=f"It has: {', '.join(sorted(has | {MIXED}))}")
 
 
 @contextmanager
