@@ -12,11 +12,11 @@ PIP_COMPILE := $(ONLY_PYPI) $(BIN)/pip-compile --quiet --generate-hashes --no-em
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help .venv demo test check format generate lock clean
+.PHONY: help .venv demo test faults faults-measure bench check format generate lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([.a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name what; \
-		do printf '  make %-9s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([.a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS="$$(printf '\t')" read -r name what; \
+		do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 .venv: $(READY) ## Make the environment that the others use, from the lock
 
@@ -25,6 +25,15 @@ demo: $(READY) ## Record, sync and show a call, with its own Postgres and S3 (KE
 
 test: $(READY) ## Run the tests (ARGS="-k spool -x" goes to pytest)
 	$(BIN)/pytest $(ARGS)
+
+bench: $(READY) ## Measure what capture costs, beside other ways to record (ARGS="--quick")
+	$(BIN)/python benchmarks/capture.py $(ARGS)
+
+faults: $(READY) ## Run the long fault tests too: every crash point, every refusal, stalled and full disks (15 minutes)
+	$(BIN)/pytest tests/faults -m "faults or not faults" $(ARGS)
+
+faults-measure: $(READY) ## Measure what a crash takes, on this disk (ARGS="--directory DIR")
+	$(BIN)/python tests/faults/measure.py $(ARGS)
 
 check: $(READY) ## Lint, formatting, types and the arrows between the rooms; changes nothing
 	$(BIN)/ruff check

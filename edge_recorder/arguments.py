@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_recorder.encodings import Encoding, frame_bytes
 from edge_recorder.errors import CallerError, InvalidAudio
 from edge_recorder.model import MIXED, TRACK_NAME
-from edge_recorder.wav import SAMPLE_BYTES, Samples
 
 Audio = bytes | bytearray | memoryview | NDArray[np.int16] | NDArray[np.float32]
 
+_BYTES = (bytes, bytearray, memoryview)
+
 RATES = range(1_000, 192_001)  # Hz
-FULL_SCALE = 32767
 DIGITS = 50  # of an exact number, on either side of the point
 
 
@@ -55,33 +56,35 @@ def checked_rate(track: str, rate: int) -> int:
     return int(rate)
 
 
-def as_samples(audio: Audio) -> Samples:
-    """Return a copy of `audio` as int16 samples.
+def as_audio(audio: Audio, encoding: str) -> tuple[bytes | memoryview, str, int]:
+    """Return a view of `audio` as bytes, their encoding, and how many samples they are.
+
+    Nothing is copied: what must not be kept would live on in memory that was given back.
 
     Raises:
-        InvalidAudio: It is not mono int16 or float32.
+        InvalidAudio: It is not mono, not whole samples, or in no encoding that we know.
     """
+    data: bytes | memoryview
     if isinstance(audio, np.ndarray):
-        return _from_array(audio)
-    if not isinstance(audio, bytes | bytearray | memoryview):
-        raise InvalidAudio(f"{type(audio).__name__} is not audio", fix="Give int16 bytes, or an int16 or float32 array")
-    data = bytes(audio)
-    if len(data) % SAMPLE_BYTES:
-        raise InvalidAudio(
-            f"{len(data)} bytes are not whole int16 samples", fix="Give int16 little-endian, 2 bytes each"
-        )
-    return np.frombuffer(data, "<i2")
+        data, encoding = _from_array(audio)
+    elif isinstance(audio, _BYTES):
+        view = memoryview(audio)
+        data = view.cast("B") if view.c_contiguous else bytes(view)
+    else:
+        raise InvalidAudio(f"{type(audio).__name__} is not audio", fix="Give bytes, or an int16 or float32 array")
+    width = frame_bytes(encoding)
+    if len(data) % width:
+        raise InvalidAudio(f"{len(data)} bytes are not whole {encoding} samples", fix=f"Give {width} bytes for each")
+    return data, encoding, len(data) // width
 
 
-def _from_array(audio: NDArray[Any]) -> Samples:
+def _from_array(audio: NDArray[Any]) -> tuple[memoryview, str]:
     if audio.ndim != 1:
         raise InvalidAudio(f"an array of shape {audio.shape} is not mono", fix="Give one channel, one-dimensional")
     if audio.dtype == np.int16:
-        return audio.copy()
+        return np.ascontiguousarray(audio, "<i2").data.cast("B"), Encoding.PCM16
     if audio.dtype == np.float32:
-        scaled = np.rint(np.nan_to_num(audio) * FULL_SCALE)
-        samples: Samples = np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE).astype(np.int16)
-        return samples
+        return np.ascontiguousarray(audio, "<f4").data.cast("B"), Encoding.FLOAT32
     raise InvalidAudio(f"dtype {audio.dtype} is not audio", fix="Give int16, or float32 from -1 to 1")
 
 

@@ -10,13 +10,20 @@ A crash between the steps of `replace_with` leaves
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import secrets
+import stat
 import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+MANY = 16  # files from which on one sync of their whole file system costs less than theirs
+_TELLING = frozenset({"ext4", "xfs", "btrfs", "f2fs", "tmpfs"})  # their syncfs tells of failed writes, Linux >= 5.8
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o640
 
@@ -29,9 +36,74 @@ def sync_data(fd: int) -> None:
         os.fdatasync(fd)
 
 
+def sync_all(fds: Sequence[int], *, root: int | None) -> dict[int, OSError]:
+    """Make the data of all `fds`, files and directories, survive power loss. Returns the failures.
+
+    `root` is an open directory of their file system, where that can be trusted to sync all of it at once
+    (`whole_sync`): 900 files one by one took 177 ms, and 42 ms so.
+    """
+    if root is not None and len(fds) >= MANY and _sync_file_system(root, fds):
+        return {}
+    return {fd: failure for fd in fds if (failure := _failure(fd)) is not None}
+
+
+def whole_sync(path: Path, file_system: str) -> int | None:
+    """Return the open `path` as a root for `sync_all`; None where one sync of the whole would not tell of errors."""
+    if _SYNCFS is None or file_system not in _TELLING or _linux_release() < (5, 8):
+        return None
+    return open_dir(path)
+
+
+def open_dir(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _failure(fd: int) -> OSError | None:
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.fsync(fd)
+        else:
+            sync_data(fd)
+    except OSError as error:
+        return error
+    return None
+
+
+def _sync_file_system(root: int, fds: Sequence[int]) -> bool:
+    """Sync the file system of `root`. False when that does not speak for each of `fds`: then each does for itself.
+
+    The kernel tells of an error once per `root`, to whoever asks first, and it may be another's. So nobody asks while
+    another does, and after the first error each file is asked for ever.
+    """
+    with _locks["syncfs"]:
+        if _SYNCFS is None or root in _distrusted or not _all_there(root, fds):
+            return False
+        if _SYNCFS(root) == 0:
+            return True
+        _distrusted.add(root)
+        return False
+
+
+def _all_there(root: int, fds: Sequence[int]) -> bool:
+    """Whether all `fds` are open, on the file system of `root`: a mount or a link within may lead to another."""
+    try:
+        return {os.fstat(fd).st_dev for fd in fds} <= {os.fstat(root).st_dev}
+    except OSError:
+        return False
+
+
+def _linux_release() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdigit())
+
+
+_SYNCFS = getattr(ctypes.CDLL(None), "syncfs", None) if sys.platform == "linux" else None
+_locks: dict[str, threading.Lock] = {}
+_distrusted: set[int] = set()  # roots
+
+
 def fsync_dir(path: Path) -> None:
     """Make the names in `path` survive power loss."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_dir(path)
     try:
         os.fsync(fd)
     finally:
@@ -40,11 +112,21 @@ def fsync_dir(path: Path) -> None:
 
 def make_dirs(path: Path) -> None:
     """Make `path` and its missing parents, each name durable before the next is made in it."""
+    with _locks["make_dirs"]:  # what another thread has just made may not be durable yet
+        _make_dirs(path)
+
+
+def _make_dirs(path: Path) -> None:
     if path.is_dir():
         return
-    make_dirs(path.parent)
+    _make_dirs(path.parent)
     path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-    fsync_dir(path.parent)
+    try:
+        fsync_dir(path.parent)
+    except OSError:
+        with suppress(OSError):
+            path.rmdir()  # or the next to ask would take it for durable
+        raise
 
 
 def replace_with(path: Path, data: bytes) -> None:
@@ -86,7 +168,7 @@ def _write_beside(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def write_all(fd: int, data: bytes | memoryview, *, at: int | None = None) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview, *, at: int | None = None) -> None:
     """Write all of `data`, at a position or at the file's own; a short write goes on where it stopped.
 
     Raises:
@@ -99,3 +181,12 @@ def write_all(fd: int, data: bytes | memoryview, *, at: int | None = None) -> No
             raise OSError(errno.EIO, "the disk took no bytes")
         view = view[done:]
         at = None if at is None else at + done
+
+
+def _renew_locks() -> None:
+    """Make the locks, and make them again in a forked child: who held them there is gone."""
+    _locks.update(syncfs=threading.Lock(), make_dirs=threading.Lock())
+
+
+_renew_locks()
+os.register_at_fork(after_in_child=_renew_locks)

@@ -1,14 +1,14 @@
 """
 The recorder: one thread that takes calls to disk. MAIN FLOW of the node.
 
-    callers' threads and loops      the recorder's thread                       a small pool
-    call.write() -> queue   --->    every 0.4 s, or when woken, each call:
-                                    take the queue            --->              tape.advance: write, sync, seal
-                                    rows <--- facts safe in the journal  <---
+    callers' threads and loops      the recorder's thread                       small pools
+    call.write() -> queue           lanes, every 0.4 s, or when woken   --->    tape.advance: take the queue, write
+                                           every second                 --->    fsync
+                                    rows <--- facts safe in the journal <---    tape.end_sync: rename, journal
                                     commit the rows, in groups
 
 The thread has an event loop of its own, so that no caller's loop can take the recorder down with it. Disk work runs on
-the pool, so that one slow disk operation holds up neither callers nor other calls. Audio and journal never wait for the
+pools, so that one slow disk operation holds up neither callers nor other calls. Audio and journal never wait for the
 catalog: rows that SQLite cannot take now wait here, bounded, and are on disk in the journal.
 """
 
@@ -18,21 +18,22 @@ import asyncio
 import json
 import logging
 import os
-import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from edge_recorder import model, recovery, spool
+from edge_recorder import durable, model, recovery, spool
 from edge_recorder.arguments import as_json, checked_tracks, clean, clean_if_given
-from edge_recorder.call import Budget, Call, CallSummary, Handover
+from edge_recorder.call import NOT_WANTED, Budget, Call, CallSummary
+from edge_recorder.catalog import sqlite
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.errors import (
     CallerError,
@@ -40,7 +41,9 @@ from edge_recorder.errors import (
     RecorderClosed,
     UnsafeRuntime,
 )
-from edge_recorder.model import Instant, Pace
+from edge_recorder.hooks import Hooks, OnError, OnGap, OnSegment
+from edge_recorder.lane import Lane, Session
+from edge_recorder.model import Fact, Instant, Pace, SpanKind
 from edge_recorder.pending import Pending
 from edge_recorder.rows import RowQueue
 from edge_recorder.settings import Settings
@@ -48,8 +51,11 @@ from edge_recorder.tape import Progress, Tape
 
 log = logging.getLogger("edge_recorder")
 
-POOL_THREADS = 4
+WRITERS = 4  # threads
+LANES = 4
+SYNCERS = 8  # threads
 HOUSEKEEPING = 1.0  # seconds between looks at the disk's room and at the life of the main thread
+PATIENCE = 0.03  # seconds that a start waits for the catalog
 ROWS_RETRY = 1.0  # seconds until rows that SQLite refused are tried again
 CLOSE_TIMEOUT = 30.0  # seconds
 
@@ -61,19 +67,15 @@ def now() -> Instant:
     return time.time_ns() // 1000
 
 
-@dataclass(slots=True)
-class _Session:
-    """A call that is being recorded: its handle, its tape, and what wakes its task."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecorderStats:
+    """How a recorder stands now."""
 
-    call: Call
-    tape: Tape
-    began: int  # monotonic nanoseconds
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    flushes: list[Pending[None]] = field(default_factory=list)
-    drains: list[Pending[None]] = field(default_factory=list)
-
-    def elapsed(self) -> int:
-        return time.monotonic_ns() - self.began
+    calls: int  # being recorded
+    queued_bytes: int  # of audio that all calls may have handed over and that was not taken yet, at most
+    disk_failing: bool
+    has_room: bool  # the disk is above disk.low_water
+    hook_failures: int
 
 
 class Recorder:
@@ -82,7 +84,15 @@ class Recorder:
     Usable as `with`, as `async with`, or by `start()` and `close()`; from any thread and any event loop.
     """
 
-    def __init__(self, settings: Settings | str | Path) -> None:
+    def __init__(
+        self,
+        settings: Settings | str | Path,
+        *,
+        on_segment: OnSegment | None = None,
+        on_gap: OnGap | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
+        """The hooks are called on the recorder's thread, with a `model.Segment`, a `model.Span` and an exception."""
         self.settings = settings if isinstance(settings, Settings) else Settings.of({"node": {"data_dir": settings}})
         self.data_dir = self.settings.node.data_dir.absolute()
         self.node_id = ""
@@ -93,10 +103,15 @@ class Recorder:
         self._started: Pending[EdgeRecorderError | OSError | None] = Pending()
         self._closing = asyncio.Event()
         self._admitting = threading.Lock()
-        self._sessions: dict[str, tuple[_Session, asyncio.Task[None]]] = {}
+        self._hooks = Hooks(on_segment=on_segment, on_gap=on_gap, on_error=on_error)
+        self._lanes: list[Lane] = []
+        self._open: dict[Session, asyncio.Future[None]] = {}  # done when the call's end is told
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()  # all that a fork may find
+        self._finishing: set[asyncio.Task[None]] = set()
         self._has_room = True
         self._disk_failing = False
         self._unfinished = False  # some call is not all on disk: for recovery to mend
+        _running.add(self)
 
     # The caller's side.
 
@@ -197,22 +212,37 @@ class Recorder:
     ) -> None:
         await asyncio.to_thread(self.close)
 
+    def stats(self) -> RecorderStats:
+        """Say how the recorder stands now. From any thread."""
+        return RecorderStats(
+            calls=len(self._open),
+            queued_bytes=self._budget.used,
+            disk_failing=self._disk_failing,
+            has_room=self._has_room,
+            hook_failures=self._hooks.failures,
+        )
+
     def _begin(self, fact: model.Call, rates: Mapping[str, int]) -> Call:
         """Make the handle and the tape of a new call, and hand both to the recorder's thread."""
-        began, wake = time.monotonic_ns(), asyncio.Event()
+        began = time.monotonic_ns()
         tape = Tape(fact, self.data_dir, writer=self._writer.name, capture=self.settings.capture, clock=now)
         with self._admitting:
             loop = self._running_loop()
+            lane = min(self._lanes, key=lambda each: each.calls)
+            lane.calls += 1
             call = Call(
                 fact,
                 tracks=rates,
                 queue_seconds=self.settings.capture.queue_seconds,
                 budget=self._budget,
-                elapsed=lambda: time.monotonic_ns() - began,
+                began=began,
                 clock=now,
-                wake=partial(_call_soon, loop, wake.set),
+                wake=lambda: _call_soon(loop, partial(lane.wake, session)),
+                measure=tape.on_disk,
             )
-            _call_soon(loop, partial(self._admit, _Session(call, tape, began, wake)))
+            self._calls.add(call)
+            session = Session(call, tape, lane)
+            _call_soon(loop, partial(self._admit, session))
         return call
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
@@ -226,25 +256,36 @@ class Recorder:
 
     def _reason_not_to_record(self, record: bool) -> str | None:
         if not record:
-            return "record=False"
+            return NOT_WANTED
         return None if self._has_room else "the disk is below disk.low_water"
+
+    def _disown(self) -> None:
+        """Refuse everything, in a forked child: the recorder's thread lives on in the parent only."""
+        for call in list(self._calls):
+            call.disown()
 
     # The recorder's thread.
 
     def _run(self) -> None:
-        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="edge-recorder-disk")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="edge-recorder-disk")
+        self._syncers = ThreadPoolExecutor(SYNCERS, thread_name_prefix="edge-recorder-sync")
         try:
             asyncio.run(self._main())
         finally:
-            self._pool.shutdown()
+            self._writers.shutdown()
+            self._syncers.shutdown()
             self._started.settle(EdgeRecorderError("the recorder's thread broke off", fix="Its traceback says why"))
 
     async def _main(self) -> None:
         """Be ready, keep house until told to close, and leave nothing open."""
         self._loop = asyncio.get_running_loop()
         catalog = Catalog(self.data_dir, create_for=self.node_id)
+        opening = asyncio.create_task(self._open_catalog(catalog), name="catalog")
         try:
-            await self._open(catalog)
+            # An SQLite that is fit for it refuses nothing: then a call need not wait until it is its turn.
+            done, _ = await asyncio.wait([opening], timeout=PATIENCE if sqlite.wal_is_safe() else None)
+            for task in done:
+                task.result()
             self._writer = spool.WriterLock(self.data_dir)
         except (EdgeRecorderError, OSError) as error:
             await catalog.close()
@@ -253,7 +294,10 @@ class Recorder:
         self._rows = RowQueue(
             catalog, recover=partial(self._recover, catalog), pause=partial(asyncio.sleep, ROWS_RETRY)
         )
-        commits = asyncio.create_task(self._rows.commit(), name="rows")
+        # Each lane asks with a descriptor of its own: the kernel tells each of them once of an error.
+        spooled = self.data_dir / "spool"
+        roots = [durable.whole_sync(spooled, spool.file_system(spooled)) for _ in range(LANES)]
+        tasks = [asyncio.create_task(self._commit_rows(opening), name="rows"), *self._start_lanes(roots)]
         self._started.settle(None)
         try:
             while not self._closing.is_set():
@@ -262,13 +306,21 @@ class Recorder:
                     await asyncio.wait_for(self._closing.wait(), HOUSEKEEPING)
             await self._end_all()
         finally:
-            commits.cancel()
-            await asyncio.wait([commits])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await catalog.close()  # its thread would keep the interpreter from exiting
             self._writer.release(finished=self._rows.is_empty and not (self._rows.lost or self._unfinished))
+            for root in roots:
+                if root is not None:
+                    os.close(root)
 
-    async def _open(self, catalog: Catalog) -> None:
-        """Open the catalog. One that is busy or broken does not keep calls from being recorded."""
+    async def _open_catalog(self, catalog: Catalog) -> None:
+        """Open the catalog. One that is busy or broken does not keep calls from being recorded.
+
+        Raises:
+            UnsafeRuntime: This SQLite could damage the catalog that is there.
+        """
         try:
             await catalog.start()
         except UnsafeRuntime:
@@ -276,15 +328,35 @@ class Recorder:
         except EdgeRecorderError as error:
             log.warning("recording without the catalog, which is tried again: %s", error)
 
+    async def _commit_rows(self, opening: asyncio.Task[None]) -> None:
+        """Commit rows as they come, once the first try to open the catalog is over."""
+        await asyncio.wait([opening])
+        if not opening.cancelled() and opening.exception() is not None:
+            log.error("recording without the catalog: %s", opening.exception())
+        await self._rows.commit()
+
+    def _start_lanes(self, roots: Sequence[int | None]) -> list[asyncio.Task[None]]:
+        self._lanes = [
+            Lane(
+                self.settings.capture,
+                write=partial(self._on_pool, self._writers),
+                sync=partial(self._on_pool, self._syncers),
+                root=root,
+                report=self._take_report,
+            )
+            for root in roots
+        ]
+        return [asyncio.create_task(lane.run(), name=f"lane {n}") for n, lane in enumerate(self._lanes)]
+
     async def _recover(self, catalog: Catalog) -> None:
         """Close the calls of recorders that died."""
-        report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=self._on_pool)
+        report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=partial(self._on_pool, self._writers))
         if report.calls_closed:
             log.warning("closed %d calls of recorders that died: %s", report.calls_closed, report)
 
     async def _housekeep(self) -> None:
         with suppress(OSError):
-            free = await self._on_pool(spool.free_bytes, self.data_dir)
+            free = await self._on_pool(self._writers, spool.free_bytes, self.data_dir)
             self._has_room = free >= self.settings.disk.low_water
         if not threading.main_thread().is_alive():
             self._closing.set()  # the interpreter is on its way out, and waits for this thread
@@ -293,100 +365,92 @@ class Recorder:
         with self._admitting:  # whoever found the recorder running has handed its call over by now
             pass
         await asyncio.sleep(0)  # and those are admitted
-        for session, _ in list(self._sessions.values()):
+        for session in list(self._open):
             session.call.end("recorder closed")
-        if tasks := [task for _, task in self._sessions.values()]:
-            await asyncio.wait(tasks)
+        if self._open:
+            await asyncio.wait(self._open.values())
 
-    def _admit(self, session: _Session) -> None:
-        task = asyncio.create_task(self._keep(session), name=f"call {session.call.id}")
-        self._sessions[session.call.id] = (session, task)
-        task.add_done_callback(partial(self._dismiss, session))
+    def _admit(self, session: Session) -> None:
+        self._open[session] = asyncio.get_running_loop().create_future()
+        session.lane.add(session)
 
-    def _dismiss(self, session: _Session, task: asyncio.Task[None]) -> None:
-        del self._sessions[session.call.id]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("call %s broke off: the next start salvages it", session.call.id, exc_info=task.exception())
-
-    async def _keep(self, session: _Session) -> None:
-        """Take one call to disk until it has ended, and say what became of it, whatever happens."""
-        progress = Progress()
-        try:
-            progress = await self._take_to_disk(session)
-        finally:
-            session.tape.close()
-            self._unfinished = self._unfinished or not progress.ended
-            session.call.finish(_summary(session, complete=progress.ended), left=session.flushes + session.drains)
-
-    async def _take_to_disk(self, session: _Session) -> Progress:
-        """Advance the tape at its intervals, or when woken. Calls are staggered: their flushes do not coincide."""
-        capture = self.settings.capture
-        wait = capture.flush_interval * random.random()  # noqa: S311 (nobody gains by guessing it)
-        next_sync = int(capture.fsync_interval * 1e9 * random.random())  # noqa: S311
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(session.wake.wait(), wait)
-            wait = capture.flush_interval
-            session.wake.clear()
-            taken = session.call.take()
-            session.flushes += taken.flushes
-            session.drains += taken.drains
-            sync = bool(session.flushes) or session.elapsed() >= next_sync
-            progress = await self._advance(session, taken, sync=sync)
-            if sync:
-                next_sync = session.elapsed() + int(capture.fsync_interval * 1e9)
-            # While closing, a disk that refuses is not waited for: the next start salvages what is there.
-            if progress.ended or (self._closing.is_set() and progress.errors):
-                return progress
-
-    async def _advance(self, session: _Session, taken: Handover, *, sync: bool) -> Progress:
-        work = partial(session.tape.advance, taken.items, now=session.elapsed(), sync=sync, ending=taken.ending)
-        progress = await self._on_pool(work)
+    def _take_report(self, session: Session, progress: Progress) -> None:
+        """Take what a step of a call came to: rows, hooks, and its end."""
+        if session not in self._open or session.is_done:
+            return
         self._note_disk(progress.errors)
         committed = self._rows.put(progress.facts)
-        if progress.ended:
-            await asyncio.wait([committed], timeout=ROWS_RETRY)
-        if progress.synced:
-            _settle(session.flushes)
-        if not progress.errors:
-            _settle(session.drains)
-        return progress
+        self._tell(progress.facts)
+        if session.failure is not None:
+            log.error("call %s broke off: the next start salvages it", session.call.id, exc_info=session.failure)
+            self._hooks.error(session.failure)
+        # While closing, a disk that refuses is not waited for: the next start salvages what is there.
+        given_up = session.failure is not None or (self._closing.is_set() and progress.errors and session.is_ending)
+        if session.tape.has_ended or given_up:
+            session.is_done = True
+            session.lane.remove(session)
+            task = asyncio.create_task(self._finish(session, committed), name=f"end of call {session.call.id}")
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, session: Session, committed: asyncio.Future[None]) -> None:
+        """Say what became of a call, once its rows are there, or wait for SQLite."""
+        complete = session.tape.has_ended and session.failure is None
+        await session.lane.settled()
+        await asyncio.wait([committed], timeout=ROWS_RETRY)
+        session.tape.close()
+        self._unfinished = self._unfinished or not complete
+        session.call.finish(_summary(session, complete=complete), left=session.flushes + session.drains)
+        self._open.pop(session).set_result(None)
+
+    def _tell(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            if isinstance(fact, model.Segment):
+                self._hooks.segment(fact)
+            elif isinstance(fact, model.Span) and fact.kind == SpanKind.GAP:
+                self._hooks.gap(fact)
 
     def _note_disk(self, errors: list[OSError]) -> None:
         """Log that the disk refuses, once until it takes again."""
         if errors and not self._disk_failing:
             log.error("the disk refuses what is recorded, which waits in RAM: %s. Free room, or mend it", errors[0])
+            self._hooks.error(errors[0])
         elif self._disk_failing and not errors:
             log.warning("the disk takes what is recorded again")
         self._disk_failing = bool(errors)
 
-    async def _on_pool(self, work: Callable[..., T], *args: Any) -> T:
+    async def _on_pool(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
         """Do disk work beside the loop; while the interpreter exits, which ends all pools, do it here."""
         try:
-            future = self._pool.submit(work, *args)
+            future = pool.submit(work, *args)
         except RuntimeError:
             return work(*args)
         return await asyncio.wrap_future(future)
 
 
-def _summary(session: _Session, *, complete: bool) -> CallSummary:
+def _summary(session: Session, *, complete: bool) -> CallSummary:
     call = session.tape.call
     return CallSummary(
         call_id=call.call_id,
         state=call.state,
         duration_s=call.duration_s,
-        segments=session.tape.segments,
+        segments=session.tape.on_disk().segments,
         complete=complete,
     )
-
-
-def _settle(waiting: list[Pending[None]]) -> None:
-    for pending in waiting:
-        pending.settle(None)
-    waiting.clear()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
     """Hand `work` to the recorder's loop. One that has closed has ended all its calls already."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(work)
+
+
+_running: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for recorder in list(_running):
+        recorder._disown()  # noqa: SLF001 (it is its own module's)
+
+
+os.register_at_fork(after_in_child=_disown_all)

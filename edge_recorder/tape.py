@@ -1,86 +1,50 @@
 """
 All of one call on disk: its tracks, their mix and its journal.
 
-A tape is moved by whoever owns it, one `advance` at a time: it takes what was handed over, writes what is due, syncs
-when asked, seals what is past its cut, and returns the facts that are now safe in the journal and may become rows. What
-the disk refuses stays in RAM and is tried again by the next `advance`; past `queue_seconds` of it, it becomes a gap.
+A tape is moved by whoever owns it, one step at a time:
+    advance       takes what was handed over, writes what is due, finishes segments past their cut, mixes them
+    begin_sync    says what is to be fsynced; that is done elsewhere, so that a stalled disk holds up no `advance`
+    end_sync      takes what is synced one step further, and returns the facts that may become rows
+What the disk refuses stays in RAM and is tried again by the next step; past `queue_seconds` of it, it becomes a gap.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_recorder import model, spool
-from edge_recorder.errors import IntegrityMismatch
-from edge_recorder.journal import Journal, Start
-from edge_recorder.mixing import mix
-from edge_recorder.model import MIXED, CallState, Fact, Instant, Pace, SpanKind
+from edge_recorder.intake import Intake
+from edge_recorder.items import ConsentSet, Ending, Item, TrackDeclared
+from edge_recorder.journal import Start
+from edge_recorder.keeping import Keeping
+from edge_recorder.mixes import Mixes
+from edge_recorder.model import MIXED, CallState, Fact, Instant, Pace, Segmentation, SpanKind
+from edge_recorder.segment import OpenSegment
 from edge_recorder.settings import Capture
-from edge_recorder.timeline import NANOSECONDS, Chunk, Piece, instant_of, joined, sample_at
-from edge_recorder.track import OpenSegment, Track, attempt_all, segment_fact
-from edge_recorder.wav import Samples, Tag, silence
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Audio that was heard, as handed over."""
-
-    track: str
-    chunk: Chunk
-
-
-@dataclass(frozen=True, slots=True)
-class Played:
-    """Audio that was handed to the speaker."""
-
-    track: str
-    samples: Samples
-    arrived: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrackDeclared:
-    track: str
-    rate: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrackEnded:
-    track: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Audio that the queue had no room for."""
-
-    track: str
-    seconds: float
-    arrived: int
-    at: float | None = None
-
-
-Item = Heard | Played | TrackDeclared | TrackEnded | Lost | model.Message | model.Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """The call's end, as it was asked for."""
-
-    reason: str
-    at: int  # nanoseconds from the call's start
+from edge_recorder.spill import Spill
+from edge_recorder.timeline import FOREVER, NANOSECONDS, Range, instant_of, joined, sample_at
+from edge_recorder.track import Cuts, Track
 
 
 @dataclass(slots=True)
 class Progress:
-    """What an `advance` came to."""
+    """What a step came to."""
 
-    facts: list[Fact] = field(default_factory=list)  # synced in the journal
+    facts: list[Fact] = field(default_factory=list)  # safe in the journal
     errors: list[OSError] = field(default_factory=list)  # what the disk said
-    synced: bool = False  # all that was handed over so far survives power loss, or is a gap
-    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDisk:
+    """How much of a call is where."""
+
+    unsynced_s: float  # of audio that power loss would take, of the track with most of it
+    gap_s: float  # of all tracks that were not recorded
+    segments: int  # sealed
+    spans: int
 
 
 class Tape:
@@ -92,260 +56,293 @@ class Tape:
         """`clock` tells the time of day, in microseconds since 1970, UTC."""
         self.call = call
         self.directory = spool.call_dir(data_dir, call.call_id, call.started_at)
-        self.segments = 0  # sealed, of all tracks
-        self._start = Start(call_id=call.call_id, started_at=call.started_at, writer=writer)
+        self._start = Start(
+            call_id=call.call_id, started_at=call.started_at, writer=writer, segmentation=capture.segmentation
+        )
         self._live = call.pace == Pace.LIVE
         self._capture = capture
-        self._clock = clock
-        self._segment_ns = capture.segment_seconds * NANOSECONDS
-        self._late_ns = int(capture.late_window * NANOSECONDS)
-        self._journal: Journal | None = None
-        self._tracks: dict[str, Track] = {}
-        self._unwritten: list[Fact] = [call]
-        self._unsynced: list[Fact] = []
-        self._next_interval = 0  # the first that is not sealed
-        self._unmixed: list[int] = []
-        self._mixed_rate = capture.mixed_rate
-        self._mixed_seq = 1
+        self._cuts = Cuts(
+            length_ns=capture.segment_seconds * NANOSECONDS,
+            late_ns=int(capture.late_window * NANOSECONDS),
+            turns=Segmentation(capture.segmentation) == Segmentation.TURN,
+        )
+        self._spill = Spill(self.directory)
+        self._keeping = Keeping(self.directory, self._start, clock=clock)
+        self._mixes = Mixes(self.directory, self._start, rate=capture.mixed_rate, mark=self._mark)
+        self._intake = Intake(
+            live=self._live,
+            wait=capture.queue_seconds,
+            mark=self._mark,
+            begin_mark=self._begin_mark,
+            make_track=self._make_track,
+            say=self._take_fact,
+            spill=self._spill,
+        )
+        self._now = 0
+        self._next_interval = 0  # the first that is not finished
         self._spans = 0
+        self._gap_seconds = 0.0
         self._ending: Ending | None = None
         self._duration = 0  # nanoseconds; right once the call is ending
+        self._doubted = False  # an fsync failed: some segments may be suspect
+        self._refused_since: int | None = None  # since when something is in RAM that was due on disk
+        self._keeping.say(call)
 
-    def advance(self, items: Sequence[Item], *, now: int, sync: bool, ending: Ending | None = None) -> Progress:
+    def on_disk(self) -> OnDisk:
+        """Say how much of the call is where. May be asked by any thread."""
+        return OnDisk(
+            unsynced_s=max((_waiting(track) / track.rate for track in self._intake.tracks), default=0.0),
+            gap_s=self._gap_seconds,
+            segments=self._keeping.sealed,
+            spans=self._spans,
+        )
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether something is held back for a moment, so that the next `advance` should not wait long."""
+        return self._intake.is_arriving
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the disk has not taken all that is due."""
+        return self._refused_since is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether audio can be written: the journal's first line is safe."""
+        return self._keeping.is_open
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of the call, and its end, is safe."""
+        return self.call.state == CallState.ENDED and self._keeping.is_idle
+
+    def advance(self, items: Sequence[Item], *, now: int, ending: Ending | None = None) -> Progress:
         """Move the call to `now` (nanoseconds from its start). Never raises for what the disk does."""
         progress = Progress()
-        # What the speaker would have played after the end, while a slow disk was waited for, was never heard.
-        self._take_in(items)
-        self._release(now if ending is None else min(now, ending.at))
-        if ending is not None and self._ending is None:
-            self._begin_ending(ending)
-        sync = sync or self._ending is not None
+        self._now = now
+        self._intake.take(items, now=now)
+        if ending is None:
+            self._intake.release(now)
+        elif self._ending is None:
+            # What the speaker would have played after the end, while a slow disk was waited for, was never heard.
+            self._ending = ending
+            self._intake.release(min(now, ending.at))
+            self._duration = max(self._intake.end(min(now, ending.at)), self._written_until())
         try:
-            self._write()
-            if sync:
-                self._sync_tracks()
-            self._seal_due(now if self._live else self._media_time())
-            self._mix_due()
-            self._end_call()
+            if self._keeping.is_open:
+                self._write_audio()
         except OSError as error:
             progress.errors.append(error)
             self._give_up_overdue(error)
         try:
-            progress.facts = self._keep_facts(sync=sync)
+            self._end_call()
+            self._keeping.write()
         except OSError as error:
             progress.errors.append(error)
-        progress.synced = sync and not progress.errors
-        progress.ended = self.call.state == CallState.ENDED and not (self._unwritten or self._unsynced)
+        if not self._keeping.is_open:
+            self._give_up_overdue(None)
+        if not progress.errors and self._keeping.is_open:
+            self._refused_since = None
+        elif self._refused_since is None:
+            self._refused_since = now
+        return progress
+
+    def begin_sync(self) -> list[int]:
+        """Begin a round of fsyncs, and return the descriptors that are to be fsynced.
+
+        Raises:
+            OSError: The disk refused; there is no round.
+        """
+        return self._keeping.begin([segment for track in self._intake.tracks for segment in track.segments])
+
+    def end_sync(self, failures: Mapping[int, OSError]) -> Progress:
+        """End the round, of which the fsyncs in `failures` failed."""
+        progress = Progress(errors=list(failures.values()))
+        self._doubted = self._doubted or bool(failures)
+        try:
+            self._keeping.end(failures)
+        except OSError as error:
+            progress.errors.append(error)
+        progress.facts, self._keeping.safe = self._keeping.safe, []
+        removed, self._keeping.removed = self._keeping.removed, []
+        for segment in removed:
+            tag = segment.tag
+            self._mark_gaps(
+                tag.track, tag.rate, [(tag.first_sample, tag.first_sample + segment.frames)], "its file was removed"
+            )
+            segment.close()
         return progress
 
     def close(self) -> None:
         """Let go of the call's files; an unfinished call is finished by recovery."""
-        for track in self._tracks.values():
+        for track in self._intake.tracks:
             track.close()
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        self._keeping.close()
+        self._spill.close()
 
-    # What was handed over: into RAM, in order.
+    # Onto the disk.
 
-    def _take_in(self, items: Sequence[Item]) -> None:
-        heard: dict[str, list[Chunk]] = {}
-        for item in items:
-            match item:
-                case Heard(track, chunk):
-                    heard.setdefault(track, []).append(chunk)
-                case Played(track, samples, arrived):
-                    self._tracks[track].timeline.play(samples, arrived=arrived)
-                case TrackDeclared(track, rate):
-                    self._declare(track, rate)
-                case TrackEnded(track):
-                    self._hear(track, heard.pop(track, []))
-                    self._tracks[track].ended = True
-                case model.Message() | model.Usage():
-                    self._unwritten.append(item)
-        for track, chunks in heard.items():
-            self._hear(track, chunks)
-        for item in items:
-            if isinstance(item, Lost):  # the queue was full once the others were in it
-                self._lose(item)
+    def _write_audio(self) -> None:
+        tracks = self._intake.tracks
+        if self._doubted:
+            self._move_suspects(tracks)
+        failures = [failure for track in tracks if (failure := self._written(track)) is not None]
+        if failures:
+            raise failures[0]
+        now = self._now if self._live else self._intake.media_time()
+        try:
+            self._finish_regular(tracks, now)
+            for track in tracks:
+                track.finish_further(now=FOREVER if self._ending else self._now)
+        finally:
+            self._seal_finished(tracks)
+        if self._cuts.turns:
+            for turn in self._intake.turns:
+                self._mixes.owe(turn, due=self._now + self._cuts.late_ns)
+        self._intake.turns.clear()
+        self._mixes.make(tracks, now=FOREVER if self._ending else self._now, seal=self._keeping.seal)
 
-    def _release(self, now: int) -> None:
-        """Hand the tracks what is due at `now`."""
-        for track in self._tracks.values():
-            due, late = track.timeline.release(now)
-            track.take(due)
-            self._mark_late(track, late)
+    def _written(self, track: Track) -> OSError | None:
+        limit = int(self._capture.queue_seconds * track.rate)
+        try:
+            track.write(now=self._now)
+        except OSError as error:
+            return error
+        finally:
+            for segment in [*track.segments, *self._keeping.sealing]:
+                if segment.unsynced_frames > limit and not segment.suspect:
+                    segment.forget(limit)
+        return None
 
-    def _hear(self, name: str, chunks: list[Chunk]) -> None:
-        track = self._tracks[name]
-        self._mark_late(track, track.timeline.hear(chunks))
-
-    def _lose(self, lost: Lost) -> None:
-        """Leave the place of lost audio empty, and say so."""
-        track = self._tracks[lost.track]
-        if lost.at is not None:
-            start = lost.at
-        elif self._live:
-            start = lost.arrived / NANOSECONDS
-        else:
-            start = track.timeline.skip(round(lost.seconds * track.rate)) / track.rate
-        self._mark(SpanKind.GAP, lost.track, start, start + lost.seconds, "the queue was full")
-
-    def _mark_late(self, track: Track, ranges: list[tuple[int, int]]) -> None:
-        self._mark_ranges(SpanKind.LATE, track, ranges, "came for a place already written")
-
-    def _declare(self, name: str, rate: int) -> None:
-        tag = self._start.tag(name, rate)
-        self._tracks[name] = Track(
-            self.directory, tag, segment_ns=self._segment_ns, live=self._live, since=self._next_interval
-        )
-        declared = json.loads(self.call.tracks)
-        known = declared | {name: rate}
-        if declared != known:
-            self._say(replace(self.call, tracks=json.dumps(known)))
-
-    def _begin_ending(self, ending: Ending) -> None:
-        """Settle how long the call is: nothing more is handed over."""
-        self._ending = ending
-        for track in self._tracks.values():
-            track.take(track.timeline.release_heard())
-            self._mark_ranges(SpanKind.UNHEARD, track, track.timeline.drop_unplayed(), "the call ended first")
-        ends = [instant_of(track.timeline.end, track.rate) for track in self._tracks.values()]
-        self._duration = max([ending.at if self._live else 0, *ends])
-
-    # What is due: onto the disk.
-
-    def _write(self) -> None:
-        if self._journal is None:
-            self._journal = Journal(self.directory / spool.JOURNAL, self._start)
-        attempt_all(track.write for track in self._tracks.values())
-
-    def _sync_tracks(self) -> None:
-        attempt_all(track.sync for track in self._tracks.values())
-
-    def _seal_due(self, now: int) -> None:
+    def _finish_regular(self, tracks: list[Track], now: int) -> None:
+        if self._cuts.turns:
+            for track in tracks:
+                end = sample_at(self._duration, track.rate) if self._ending else track.due_until(now)
+                track.finish_regular(until=end, whole=False, last=self._ending is not None)
+            return
         while self._is_due(self._next_interval, now):
-            for track in self._tracks.values():
-                fact = track.seal(
-                    self._next_interval, self._cut(self._next_interval + 1, track.rate), now=self._clock()
-                )
-                self._add_segment(fact)
-            self._unmixed.append(self._next_interval)
+            start, end = (self._instant(interval) for interval in (self._next_interval, self._next_interval + 1))
+            for track in tracks:
+                last = self._ending is not None and end >= self._duration
+                track.finish_regular(until=sample_at(end, track.rate), whole=True, last=last)
+            if tracks:
+                self._mixes.owe((start, end))
             self._next_interval += 1
+
+    def _written_until(self) -> int:
+        """Return when what is open ends. With pace `media` an interruption can take a track back before that."""
+        open_ends = (
+            instant_of(segment.tag.first_sample + segment.frames, track.rate)
+            for track in self._intake.tracks
+            for segment in track.segments
+        )
+        return max(open_ends, default=0)
 
     def _is_due(self, interval: int, now: int) -> bool:
         if self._ending is not None:
-            return interval * self._segment_ns < self._duration
-        return (interval + 1) * self._segment_ns + self._late_ns <= now
+            return interval * self._cuts.length_ns < self._duration
+        return (interval + 1) * self._cuts.length_ns + self._cuts.late_ns <= now
 
-    def _mix_due(self) -> None:
-        while self._unmixed:
-            if self._tracks:
-                self._mix(self._unmixed[0])
-            interval = self._unmixed.pop(0)
-            for track in self._tracks.values():
-                track.forget(interval)
+    def _instant(self, interval: int) -> int:
+        """Return when `interval` begins; the call's end for those behind it."""
+        instant = interval * self._cuts.length_ns
+        return min(instant, self._duration) if self._ending is not None else instant
 
-    def _mix(self, interval: int) -> None:
-        """Write the mixed segment of `interval` from its tracks' files."""
-        rates = {track.name: track.rate for track in self._tracks.values()}
-        self._mixed_rate = self._mixed_rate or max(rates.values())
-        first, end = self._cut(interval, self._mixed_rate), self._cut(interval + 1, self._mixed_rate)
-        if first == end:
+    def _seal_finished(self, tracks: list[Track]) -> None:
+        for track in tracks:
+            finished, track.finished = track.finished, []
+            self._keeping.seal(finished)
+            added, track.added = track.added, []
+            if not self._cuts.turns:
+                for segment in added:
+                    self._mixes.owe_alone(segment)
+
+    def _move_suspects(self, tracks: list[Track]) -> None:
+        """Let segments whose fsync failed go on in new files."""
+        movers = {track.name: track.move for track in tracks} | {MIXED: self._mixes.move}
+        for segment in self._suspects(tracks):
+            lost = movers[segment.tag.track](segment)
+            self._mark_gaps(segment.tag.track, segment.tag.rate, lost, "an fsync failed after it had left RAM")
+        self._doubted = False
+
+    def _suspects(self, tracks: list[Track]) -> list[OpenSegment]:
+        segments = [*(each for track in tracks for each in track.segments), *self._keeping.sealing]
+        return [each for each in segments if each.suspect]
+
+    def _give_up_overdue(self, error: OSError | None) -> None:
+        """Turn what the disk has refused for too long into gaps, so that RAM stays bounded."""
+        patience = int(self._capture.queue_seconds * NANOSECONDS)
+        if self._refused_since is None or self._now - self._refused_since < patience:
             return
-        mixed = mix(rates, rate=self._mixed_rate, first=first, frames=end - first, read=self._read)
-        tag = self._start.tag(MIXED, self._mixed_rate, seq=self._mixed_seq, first_sample=first)
-        self._mixed_seq += 1  # taken even if this fails: what cannot be removed then must not be in the way
-        write_whole(self.directory, tag, mixed)
-        self._add_segment(segment_fact(tag, mixed, now=self._clock()))
-
-    def _read(self, name: str, first: int, frames: int) -> Samples:
-        """Return samples of a track for the mix. A sealed file that is gone or damaged leaves a gap in the mix."""
-        track = self._tracks[name]
-        try:
-            return track.read(first, frames)
-        except (FileNotFoundError, IntegrityMismatch) as error:
-            reason = f"{name} could not be read: {error}"
-            self._mark(SpanKind.GAP, MIXED, first / track.rate, (first + frames) / track.rate, reason)
-            return silence(frames)
+        reason = f"the disk refused it: {error.strerror}" if error is not None else "the disk did not answer"
+        for track in self._intake.tracks:
+            suspects = [each for each in self._suspects([track]) if each.tag.track == track.name]
+            refused = track.unwritten_frames + sum(each.unsynced_frames for each in suspects)
+            if refused > self._capture.queue_seconds * track.rate:
+                lost = sorted(track.give_up() + [each for segment in suspects for each in segment.give_up()])
+                self._mark_gaps(track.name, track.rate, lost, reason)
 
     def _end_call(self) -> None:
-        if self._ending is None or self.call.state == CallState.ENDED:
+        """Say that the call has ended, once all of its segments are sealed."""
+        if self._ending is None or self.call.state == CallState.ENDED or not self._keeping.is_open:
             return
-        ended = replace(
-            self.call,
-            state=CallState.ENDED,
-            end_reason=self._ending.reason,
-            ended_at=self.call.started_at + self._duration // 1000,
-            duration_s=self._duration / NANOSECONDS,
+        unfinished = any(track.segments or track.unwritten_frames for track in self._intake.tracks)
+        if unfinished or self._keeping.sealing or not self._mixes.is_idle:
+            return
+        self._say_call(
+            replace(
+                self.call,
+                state=CallState.ENDED,
+                end_reason=self._ending.reason,
+                ended_at=self.call.started_at + self._duration // 1000,
+                duration_s=self._duration / NANOSECONDS,
+            )
         )
-        self._say(ended)
 
-    def _keep_facts(self, *, sync: bool) -> list[Fact]:
-        """Write the new facts to the journal, and return those that are now safe there."""
-        if self._journal is None:
-            return []
-        sealed = any(isinstance(fact, model.Segment) for fact in self._unwritten)
-        if self._unwritten:
-            self._journal.append(self._unwritten)
-            self._unsynced += self._unwritten
-            self._unwritten = []
-        if not self._unsynced or not (sync or sealed):
-            return []
-        try:
-            self._journal.sync()
-        except OSError:
-            # It is never believed again about these: they are written anew.
-            self._unwritten, self._unsynced = self._unsynced + self._unwritten, []
-            raise
-        safe, self._unsynced = self._unsynced, []
-        return safe
+    # Facts.
 
-    def _give_up_overdue(self, error: OSError) -> None:
-        """Turn what the disk has refused for too long into gaps, so that RAM stays bounded."""
-        for track in self._tracks.values():
-            if track.refused_frames > self._capture.queue_seconds * track.rate:
-                self._mark_ranges(SpanKind.GAP, track, track.drop_refused(), f"the disk refused it: {error.strerror}")
+    def _make_track(self, name: str, rate: int) -> Track:
+        # No slot before it is open. Where turns move the cuts it begins with the call, as silence makes no file there.
+        begins = self._next_interval * self._cuts.length_ns if not self._cuts.turns else 0
+        tag = self._start.tag(name, rate, first_sample=sample_at(begins, rate))
+        return Track(self.directory, tag, cuts=self._cuts, live=self._live)
 
-    # Small things.
+    def _take_fact(self, item: Item) -> None:
+        match item:
+            case TrackDeclared(track, rate):
+                declared = json.loads(self.call.tracks)
+                if declared.get(track) != rate:
+                    self._say_call(replace(self.call, tracks=json.dumps(declared | {track: rate})))
+            case ConsentSet(consent, recording, reason):
+                self._say_call(replace(self.call, consent=consent, recording=recording, not_recording_reason=reason))
+            case model.Message() | model.Usage():
+                self._keeping.say(item)
 
-    def _media_time(self) -> int:
-        """Return the least end of the tracks that have not ended, or the greatest of all where each has."""
-        ends = {track.name: instant_of(track.timeline.end, track.rate) for track in self._tracks.values()}
-        running = [ends[track.name] for track in self._tracks.values() if not track.ended]
-        return min(running) if running else max(ends.values(), default=0)
-
-    def _cut(self, interval: int, rate: int) -> int:
-        """Return the sample at which `interval` begins; the call's end for those behind it."""
-        instant = interval * self._segment_ns
-        return sample_at(min(instant, self._duration) if self._ending is not None else instant, rate)
-
-    def _say(self, call: model.Call) -> None:
+    def _say_call(self, call: model.Call) -> None:
         self.call = call
-        self._unwritten.append(call)
+        self._keeping.say(call)
 
-    def _add_segment(self, fact: model.Segment | None) -> None:
-        if fact is not None:
-            self._unwritten.append(fact)
-            self.segments += 1
+    def _mark_gaps(self, track: str, rate: int, ranges: list[Range], reason: str) -> None:
+        for first, end in joined(sorted(ranges)):
+            self._mark(SpanKind.GAP, track, first / rate, end / rate, reason)
 
-    def _mark_ranges(self, kind: SpanKind, track: Track, ranges: list[tuple[int, int]], reason: str) -> None:
-        for first, end in joined(ranges):
-            self._mark(kind, track.name, first / track.rate, end / track.rate, reason)
+    def _mark(
+        self, kind: SpanKind, track: str | None, start: float, end: float, reason: str, *, n: int | None = None
+    ) -> None:
+        self._spans += n is None
+        if kind == SpanKind.GAP:
+            self._gap_seconds += end - start
+        span = model.new_span(self.call.call_id, n or self._spans, kind, track, start_s=start, end_s=end, reason=reason)
+        self._keeping.say(span)
 
-    def _mark(self, kind: SpanKind, track: str, start: float, end: float, reason: str) -> None:
+    def _begin_mark(self, kind: SpanKind, track: str | None, start: float, reason: str) -> int:
+        """Note a span that is not over yet, and return its number."""
         self._spans += 1
-        span = model.new_span(self.call.call_id, self._spans, kind, track, start_s=start, end_s=end, reason=reason)
-        self._unwritten.append(span)
+        span = model.new_span(self.call.call_id, self._spans, kind, track, start_s=start, end_s=start, reason=reason)
+        self._keeping.began(span)
+        return self._spans
 
 
-def write_whole(directory: Path, tag: Tag, samples: Samples) -> None:
-    """Write and seal a segment that is made in one go."""
-    segment = OpenSegment(directory, tag)
-    try:
-        segment.write(Piece(tag.first_sample, samples))
-        segment.seal(len(samples))
-    except OSError:
-        segment.abandon()
-        raise
-    segment.close()
+def _waiting(track: Track) -> int:
+    return track.unwritten_frames + sum(segment.unsynced_frames for segment in track.segments)

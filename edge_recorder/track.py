@@ -1,305 +1,259 @@
 """
-From a track's pieces to its sealed segments: the files of one track, written by position.
+One voice of a call on disk: from what is due to the files of its segments.
 
-A segment of a track stands in `{track}-{seq}.wav.part` until it is sealed:
-    truncate to its full length, write the header, fsync      a crash leaves a `.part` that salvage finishes
-    rename to `.wav`, fsync the directory                     a crash leaves a file without a fact: recovery adopts it
-    the fact in the journal, fsync                            a crash leaves a fact without a row: recovery replays it
-A failed fsync is never believed again on that file: what is known to be synced, and what came since and is still in
-RAM, go to a new file under the next number, and the old one is removed.
+    regular slots    one after another between the cuts, each in one file
+    further slots    for audio that came when the slot of its place was sealed, and for turns handed over finished
+
+A slot's file is made when its first sample comes. What the disk refuses stays in RAM, and is tried again.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import replace
-from functools import partial
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+from edge_recorder.segment import OpenSegment
+from edge_recorder.timeline import Piece, Range, Timeline, instant_of, sample_at
+from edge_recorder.wav import Samples, Tag, silence
 
-from edge_recorder import durable, model, spool, wav
-from edge_recorder.levels import measure
-from edge_recorder.timeline import Piece, Timeline, instant_of, sample_at
-from edge_recorder.wav import HEADER_BYTES, SAMPLE_BYTES, Samples, Tag, silence
+KEPT = 64  # files that a mix may read from after they were finished
 
 
-class OpenSegment:
-    """A segment file that is still written to."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """Where segments are cut: each `length_ns`; with `turns` where turns begin and end, and else after `length_ns`."""
 
-    def __init__(self, directory: Path, tag: Tag) -> None:
-        self.tag = tag
-        self.frames = 0  # up to the last sample written
-        self.suspect = False  # an fsync failed: whatever the file says now is not believed
-        self._sealed_path = spool.segment_path(directory, tag.track, tag.seq)
-        self._path = spool.part_path(self._sealed_path)
-        self._unsynced: list[Piece] = []  # in RAM until an fsync has succeeded
-        self._named = False
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
-        try:
-            self.write_header()  # first of all: a file without it cannot be salvaged
-        except OSError:
-            self.abandon()
-            raise
+    length_ns: int
+    late_ns: int  # after its cut a segment stays open for so long
+    turns: bool = False
 
-    def write(self, piece: Piece) -> None:
-        """Write `piece` at its place. Written again, it changes nothing."""
-        at = HEADER_BYTES + (piece.start - self.tag.first_sample) * SAMPLE_BYTES
-        durable.write_all(self._fd, piece.samples.astype("<i2", copy=False).data, at=at)
-        self._unsynced.append(piece)
-        self.frames = max(self.frames, piece.end - self.tag.first_sample)
+    def after(self, sample: int, rate: int) -> int:
+        """Return the cut after the one at `sample`, where no turn moves it."""
+        if self.turns:
+            return sample + sample_at(self.length_ns, rate)
+        n = instant_of(sample, rate) // self.length_ns + 1
+        cut = sample_at(n * self.length_ns, rate)
+        return cut if cut > sample else sample_at((n + 1) * self.length_ns, rate)  # it may play a moment before its cut
 
-    def write_header(self) -> None:
-        durable.write_all(self._fd, wav.header(self.tag, frames=self.frames), at=0)
 
-    def sync(self) -> None:
-        """Make everything written so far survive power loss."""
-        if self._named and not self._unsynced:
-            return
-        self.suspect = True
-        durable.sync_data(self._fd)
-        if not self._named:
-            durable.fsync_dir(self._path.parent)
-            self._named = True
-        self.suspect = False
-        self._unsynced.clear()
-        self.tag = replace(self.tag, synced=self.frames)
-        self.write_header()  # so that salvage knows how far it may believe the file
+@dataclass(slots=True)
+class _Further:
+    """A slot of its own, beside the regular ones."""
 
-    def seal(self, frames: int) -> Path:
-        """Give the file its full length and its final name, durably, and return that. It stays open, to be retried."""
-        os.ftruncate(self._fd, HEADER_BYTES + frames * SAMPLE_BYTES)
-        self.frames = frames
-        self.write_header()  # it says what was synced before; that all of it is, the name says
-        self.suspect = True
-        durable.sync_data(self._fd)
-        self.suspect = False
-        self._unsynced.clear()
-        self.tag = replace(self.tag, synced=frames)  # what a move copies, should the next try's fsync fail
-        if self._path != self._sealed_path:
-            self._path.rename(self._sealed_path)
-            self._path = self._sealed_path
-        durable.fsync_dir(self._path.parent)
-        return self._path
-
-    def read(self, start: int, frames: int) -> Samples:
-        """Return samples from `start` within the file; short where it ends."""
-        data = os.pread(self._fd, frames * SAMPLE_BYTES, HEADER_BYTES + start * SAMPLE_BYTES)
-        return np.frombuffer(data, "<i2", count=len(data) // SAMPLE_BYTES)
-
-    @property
-    def refused_frames(self) -> int:
-        """Frames that are in RAM because no fsync of them is believed."""
-        return sum(len(piece.samples) for piece in self._unsynced) if self.suspect else 0
-
-    def drop_refused(self) -> list[Piece]:
-        """Give up what is in RAM only, and return it: the next `move_to` leaves it out."""
-        dropped, self._unsynced = (self._unsynced, []) if self.suspect else ([], self._unsynced)
-        return dropped
-
-    def move_to(self, directory: Path, seq: int) -> OpenSegment:
-        """Return a new file with all that is known of this one; this one is removed once the new one is synced."""
-        new = OpenSegment(directory, replace(self.tag, seq=seq, synced=0))
-        try:
-            if self.tag.synced:
-                new.write(Piece(self.tag.first_sample, self.read(0, self.tag.synced)))
-            for piece in self._unsynced:
-                new.write(piece)
-            new.write_header()
-            new.sync()
-        except OSError:
-            new.abandon()
-            raise
-        self.abandon()
-        return new
-
-    def abandon(self) -> None:
-        """Remove the file: another holds all that it held. One that cannot be removed is recovery's to set aside."""
-        self.close()
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+    first: int  # sample
+    end: int
+    due: int  # nanoseconds
+    segment: OpenSegment | None = None  # made when its first sample is written
 
 
 class Track:
-    """One voice of a call on disk, in segments of `segment_ns` nanoseconds of the call each."""
+    """One voice of a call on disk."""
 
-    def __init__(self, directory: Path, tag: Tag, *, segment_ns: int, live: bool, since: int = 0) -> None:
-        """`tag` names the call, the track, its rate and writer; `since` is the interval that the track begins in."""
+    def __init__(self, directory: Path, tag: Tag, *, cuts: Cuts, live: bool) -> None:
+        """`tag` names the call, the track, its rate, its writer and its first sample."""
         self.name = tag.track
         self.rate = tag.rate
         self.ended = False
+        self.timeline = Timeline(tag.rate, live=live, start=tag.first_sample)
         self._directory = directory
         self._tag = tag
-        self._segment_ns = segment_ns
+        self._cuts = cuts
         self._next_seq = 1
-        self._open: dict[int, OpenSegment] = {}  # by interval
-        self._sealed: dict[int, model.Segment] = {}  # by interval, until they are mixed
+        self._starts = [tag.first_sample]  # of the regular slots that are not finished
+        self._written_to = tag.first_sample  # the end of what regular slots hold
+        self._open: dict[int, OpenSegment] = {}  # regular ones, by their first sample
+        self._further: list[_Further] = []
+        self._kept: deque[OpenSegment] = deque(maxlen=KEPT)
         self._unwritten: list[Piece] = []  # what the disk refused so far
-        self.timeline = Timeline(tag.rate, live=live, start=self._cut(since))
+        self._unheard: list[Range] = []  # to be silenced in the files that are open
+        self.finished: list[OpenSegment] = []  # for whoever seals them to take
+        self.added: list[OpenSegment] = []  # those of further slots, which no mix has yet
 
     @property
-    def refused_frames(self) -> int:
-        """Frames that the disk has refused so far."""
-        unsynced = sum(segment.refused_frames for segment in self._open.values())
-        return unsynced + sum(len(piece.samples) for piece in self._unwritten)
+    def segments(self) -> list[OpenSegment]:
+        """The segments that are open."""
+        return [*self._open.values(), *(each.segment for each in self._further if each.segment is not None)]
+
+    @property
+    def unwritten_frames(self) -> int:
+        return sum(len(piece.samples) for piece in self._unwritten)
 
     def take(self, pieces: list[Piece]) -> None:
         """Take in what is due; the next `write` puts it on disk."""
         self._unwritten += pieces
 
-    def write(self) -> None:
+    def write(self, *, now: int) -> None:
         """Write what was taken to its segments. What the disk refuses is kept and tried again by the next `write`.
 
         Raises:
             OSError: The disk refused something.
         """
-        changed: set[int] = set()
+        while self._unheard:
+            for segment in self.segments:
+                segment.erase(*self._unheard[0])
+            del self._unheard[0]
         while self._unwritten:
-            for interval, part in self._split(self._unwritten[0]):
-                self._segment(interval).write(part)
-                changed.add(interval)
-            del self._unwritten[0]
-        for interval in changed:
-            self._open[interval].write_header()
+            rest = self._write(self._unwritten[0], now)
+            if rest is None:
+                del self._unwritten[0]
+            else:
+                self._unwritten[0] = rest
 
-    def drop_refused(self) -> list[tuple[int, int]]:
-        """Give up what the disk has refused, and return its ranges (first, end)."""
+    def give_up(self) -> list[Range]:
+        """Drop what the disk did not take, and return its ranges."""
         dropped, self._unwritten = self._unwritten, []
-        for segment in self._open.values():
-            dropped += segment.drop_refused()
-        return sorted((piece.start, piece.end) for piece in dropped)
+        return [(piece.start, piece.end) for piece in dropped]
 
-    def sync(self) -> None:
-        """Make everything written survive power loss; a file whose fsync fails is replaced by a new one.
+    def erase(self, ranges: list[Range]) -> None:
+        """Make silence of `ranges` in all files that are not finished: the next `write` does."""
+        self._unwritten = [_silenced(piece, ranges) for piece in self._unwritten]
+        self._unheard += ranges
+
+    def cut_turn(self, sample: int) -> int:
+        """Where turns move the cuts, cut at `sample`, or where what is written ends. Returns when that is, or 0."""
+        if not self._cuts.turns:
+            return 0
+        self._extend(sample)
+        at = max(sample, self._written_to, self._starts[-1])
+        if at > self._starts[-1]:
+            self._starts.append(at)
+        return instant_of(at, self.rate)
+
+    def add_turn(self, pieces: list[Piece], *, now: int) -> None:
+        """Take in a turn that came finished; where turns move the cuts it gets a slot of its own."""
+        if pieces and self._cuts.turns:
+            first, end = min(piece.start for piece in pieces), max(piece.end for piece in pieces)
+            self._further.append(_Further(first, end, now + self._cuts.late_ns))
+        self.take(pieces)
+
+    def finish_regular(self, *, until: int, whole: bool, last: bool = False) -> None:
+        """Finish the regular slots that end by sample `until`, after which with `last` nothing comes.
+
+        `whole` makes a file of a slot without audio too.
 
         Raises:
-            OSError: The new file failed too. Its audio is still in RAM, and the next call tries again.
+            OSError: The disk refused; the next call goes on with the rest.
         """
-        attempt_all(partial(self._sync_segment, interval) for interval in list(self._open))
+        self._extend(until)
+        if last:
+            self._starts[1:] = [cut for cut in self._starts[1:] if cut < until]
+        if until > self._starts[-1]:
+            self._starts.append(until)
+        while len(self._starts) > 1 and self._starts[1] <= until:
+            first, end = self._starts[:2]
+            if first in self._open or whole:
+                self._finish(self._regular(first), end - first)
+                del self._open[first]
+            del self._starts[0]
 
-    def _sync_segment(self, interval: int) -> None:
-        segment = self._open[interval]
-        try:
-            if not segment.suspect:
-                segment.sync()
-                return
-        except OSError:
-            pass  # the disk's word on this file counts for nothing from here on
-        self._open[interval] = segment.move_to(self._directory, self._take_seq())
+    def due_until(self, now: int) -> int:
+        """Return the last cut that is `late_ns` ago, where turns move the cuts."""
+        self._extend(sample_at(now, self.rate))
+        due = [cut for cut in self._starts[1:] if instant_of(cut, self.rate) + self._cuts.late_ns <= now]
+        return due[-1] if due else self._starts[0]
 
-    def seal(self, interval: int, end: int, *, now: model.Instant) -> model.Segment | None:
-        """Seal the segment of `interval`, which ends at sample `end`, and return its fact.
+    def finish_further(self, *, now: int) -> None:
+        """Finish the further slots that are due at `now`.
 
-        None where it has no samples, or is sealed already.
+        Raises:
+            OSError: The disk refused; the next call goes on with the rest.
+        """
+        for each in [each for each in self._further if each.due <= now]:
+            if each.segment is not None:
+                self._finish(each.segment, each.segment.frames)
+                self.added.append(each.segment)
+            self._further.remove(each)
+
+    def move(self, segment: OpenSegment) -> list[Range]:
+        """Let a segment whose fsync failed go on in a new file. Returns the ranges that nobody knows any more.
 
         Raises:
             OSError: The disk refused; the next call tries again.
         """
-        first = self._cut(interval)
-        if end <= max(first, self.timeline.closed_until):
-            return None
-        if self._segment(interval).suspect:
-            self.sync()
-        segment = self._segment(interval)
-        path = segment.seal(end - first)
-        fact = segment_fact(segment.tag, wav.read_file(path)[1], now=now)
-        segment.close()
-        self.timeline.close_until(end)
-        self._sealed[interval] = fact
-        del self._open[interval]
-        return fact
-
-    def forget(self, interval: int) -> None:
-        """Read no more from sealed segments before `interval`: they are mixed."""
-        self._sealed = {known: fact for known, fact in self._sealed.items() if known >= interval}
+        return segment.move(self._take_seq())
 
     def read(self, start: int, frames: int) -> Samples:
-        """Return `frames` samples from sample `start`; silence where nothing was written, or it is forgotten."""
+        """Return `frames` samples from sample `start`; silence where nothing was written, or it is too long ago.
+
+        Raises:
+            OSError: A file that is needed is gone, or cannot be read.
+        """
         out = silence(frames)
-        for interval in sorted(self._open.keys() | self._sealed.keys()):
-            first, last = max(start, self._cut(interval)), min(start + frames, self._cut(interval + 1))
-            if first < last:
-                found = self._read(interval, first - self._cut(interval), last - first)
-                out[first - start : first - start + len(found)] = found
+        for segment in [*self._kept, *self.segments]:
+            first = segment.tag.first_sample
+            begin, end = max(start, first), min(start + frames, first + segment.frames)
+            if begin < end:
+                found = segment.read(begin - first, end - begin)
+                out[begin - start : begin - start + len(found)] += found  # where two overlap, one is silent
         return out
 
     def close(self) -> None:
         """Let go of the files as they are: salvage finishes them."""
-        for segment in self._open.values():
+        for segment in self.segments:
             segment.close()
-        self._open.clear()
 
-    def _read(self, interval: int, start: int, frames: int) -> Samples:
-        if interval in self._open:
-            return self._open[interval].read(start, frames)
-        path = spool.segment_path(self._directory, self.name, self._sealed[interval].seq)
-        return wav.read_file(path)[1][start : start + frames]
+    def _finish(self, segment: OpenSegment, frames: int) -> None:
+        segment.finish(frames)
+        self.finished.append(segment)
+        self._kept.append(segment)
 
-    def _split(self, piece: Piece) -> list[tuple[int, Piece]]:
-        """Split `piece` at the cuts: (interval, part)."""
-        parts = []
+    def _write(self, piece: Piece, now: int) -> Piece | None:
+        """Write a piece as far as the slot of its first sample goes, and return the rest."""
         start = piece.start
-        while start < piece.end:
-            interval = instant_of(start, self.rate) // self._segment_ns
-            end = min(piece.end, self._cut(interval + 1))
-            parts.append((interval, Piece(start, piece.samples[start - piece.start : end - piece.start])))
-            start = end
-        return parts
+        self._extend(piece.end)
+        segment, end = self._slot(start, piece.end, now)
+        if end == piece.end:
+            segment.write(piece)
+            return None
+        segment.write(Piece(start, piece.samples[: end - start]))
+        return Piece(end, piece.samples[end - start :])
 
-    def _segment(self, interval: int) -> OpenSegment:
-        if interval not in self._open:
-            tag = replace(self._tag, first_sample=self._cut(interval), seq=self._next_seq)
-            self._open[interval] = OpenSegment(self._directory, tag)
-            self._next_seq += 1
-        return self._open[interval]
+    def _slot(self, start: int, end: int, now: int) -> tuple[OpenSegment, int]:
+        """Return the segment for sample `start`, and up to where it takes what ends at `end`."""
+        further = next((each for each in self._further if each.first <= start < each.end), None)
+        if further is None and start < self._starts[0]:
+            limit = min(self._starts[0], start + sample_at(self._cuts.length_ns, self.rate))
+            further = _Further(start, limit, 0)
+            self._further.append(further)
+        if further is not None:
+            further.due = now + self._cuts.late_ns
+            further.segment = further.segment or self._new(further.first)
+            return further.segment, min(end, further.end)
+        n = bisect_right(self._starts, start)
+        end = min(end, self._starts[n]) if n < len(self._starts) else end
+        self._written_to = max(self._written_to, end)
+        return self._regular(self._starts[n - 1]), end
+
+    def _extend(self, until: int) -> None:
+        """Make the cuts that no turn makes, beyond sample `until`."""
+        while (cut := self._cuts.after(self._starts[-1], self.rate)) <= until:
+            self._starts.append(cut)
+
+    def _regular(self, first: int) -> OpenSegment:
+        if first not in self._open:
+            self._open[first] = self._new(first)
+        return self._open[first]
+
+    def _new(self, first: int) -> OpenSegment:
+        return OpenSegment(self._directory, replace(self._tag, first_sample=first, seq=self._take_seq()))
 
     def _take_seq(self) -> int:
         self._next_seq += 1
         return self._next_seq - 1
 
-    def _cut(self, interval: int) -> int:
-        return sample_at(interval * self._segment_ns, self.rate)
 
-
-def attempt_all(attempts: Iterable[Callable[[], None]]) -> None:
-    """Make each attempt, though one before it failed, and then raise the first failure.
-
-    Raises:
-        OSError: The disk refused one of them, or more.
-    """
-    failures = []
-    for attempt in attempts:
-        try:
-            attempt()
-        except OSError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-
-
-def segment_fact(tag: Tag, samples: Samples, *, now: model.Instant, salvaged: bool = False) -> model.Segment:
-    """Return what there is to say of a sealed segment file."""
-    levels = measure(samples, tag.rate)
-    return model.Segment(
-        segment_id=model.segment_id(tag.call_id, tag.track, tag.seq),
-        call_id=tag.call_id,
-        track=tag.track,
-        seq=tag.seq,
-        first_sample=tag.first_sample,
-        frames=len(samples),
-        rate=tag.rate,
-        started_at=tag.started_at + instant_of(tag.first_sample, tag.rate) // 1000,
-        sealed_at=now,
-        salvaged=salvaged,
-        pcm_sha256=levels.pcm_sha256,
-        peak_dbfs=levels.peak_dbfs,
-        rms_dbfs=levels.rms_dbfs,
-        clipped=levels.clipped,
-        waveform=levels.waveform,
-    )
+def _silenced(piece: Piece, ranges: list[Range]) -> Piece:
+    """Return a piece with silence in `ranges`."""
+    within = [
+        (max(first, piece.start) - piece.start, min(end, piece.end) - piece.start)
+        for first, end in ranges
+        if first < piece.end and end > piece.start
+    ]
+    if not within:
+        return piece
+    samples = piece.samples.copy()
+    for first, end in within:
+        samples[first:end] = 0
+    return Piece(piece.start, samples)

@@ -299,8 +299,8 @@ def _look(directory: Path, data_dir: Path) -> tuple[list[SegmentFile], list[Path
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether a crash left `path` while `durable` wrote it: ours, and read by nobody."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    """Whether a crash left `path` while `durable` wrote it, or as a spill with its name: ours, and read by nobody."""
+    return path.name.startswith(".spill.") or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _is_written(directory: Path, data_dir: Path) -> bool:

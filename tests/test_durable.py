@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from disks import open_files
 
 from edge_recorder import durable
 
@@ -164,5 +169,164 @@ def test_no_descriptor_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert open_files() == before
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def test_directory_whose_name_is_not_durable_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the name of a new directory cannot be synced, it is not taken for durable by who asks next."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            durable.make_dirs(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    durable.make_dirs(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+# Many files at once.
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Iterator[list[int]]:
+    """Enough open files, and a directory, for one sync of their whole file system."""
+    fds = [os.open(tmp_path / str(n), os.O_RDWR | os.O_CREAT) for n in range(durable.MANY)]
+    fds.append(durable.open_dir(tmp_path))
+    for fd in fds[:-1]:
+        durable.write_all(fd, DATA)
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[int]:
+    """The root of a file system that tells of errors."""
+    fd = durable.open_dir(tmp_path)
+    yield fd
+    durable._distrusted.discard(fd)
+    os.close(fd)
+
+
+def test_each_file_is_synced(many: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a root each file is asked, its data alone where that is enough; a failure is its own."""
+    synced: dict[str, list[int]] = {"fsync": [], "fdatasync": []}
+    for name, seen in synced.items():
+        monkeypatch.setattr(os, name, lambda fd, seen=seen: (seen.append(fd), refuse() if fd == many[3] else None))
+    failures = durable.sync_all(many, root=None)
+    assert synced == {"fsync": many[-1:], "fdatasync": many[:-1]}
+    assert {fd: error.errno for fd, error in failures.items()} == {many[3]: errno.EIO}
+
+
+def test_descriptor_that_is_closed_is_a_failure(tmp_path: Path) -> None:
+    """What cannot be asked is not taken for synced."""
+    fd = durable.open_dir(tmp_path)
+    os.close(fd)
+    assert durable.sync_all([fd], root=None)[fd].errno == errno.EBADF
+
+
+@pytest.mark.skipif(durable._SYNCFS is None, reason="there is no syncfs here")
+def test_many_files_are_synced_together(many: list[int], root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a root, from MANY files on, no file is asked; with fewer, each is."""
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    assert durable.sync_all(many, root=root) == {}
+    few = many[: durable.MANY - 1]
+    assert list(durable.sync_all(few, root=root)) == few
+
+
+def test_error_of_the_whole_is_told_file_by_file(many: list[int], root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one sync of the whole has failed each file is asked, then and ever after: the next success may be a lie."""
+    answers = iter([-1, 0, 0])
+    monkeypatch.setattr(durable, "_SYNCFS", lambda _: next(answers))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: refuse() if fd == many[0] else None)
+    for _ in range(3):
+        assert list(durable.sync_all(many, root=root)) == many[:1]
+    assert list(answers) == [0, 0]
+
+
+def test_file_elsewhere_is_not_synced_with_the_whole(
+    many: list[int], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a mount or a link put on another file system is not covered by a sync of this one."""
+    elsewhere = os.open("/dev/full", os.O_RDWR)
+    asked = []
+    monkeypatch.setattr(durable, "_SYNCFS", lambda _: 0)
+    monkeypatch.setattr(os, "fdatasync", asked.append)
+    durable.sync_all([*many, elsewhere], root=root)
+    os.close(elsewhere)
+    assert asked == [*many[:-1], elsewhere]
+
+
+def test_errors_of_one_sync_are_not_taken_by_another(
+    many: list[int], root: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of an error once: who asked at the same time is not told that all is well."""
+    asking, others = threading.Event(), []
+
+    def tell_once(_: int) -> int:
+        """Fail, once another has come to ask."""
+        if not others:
+            others.append(threading.Thread(target=lambda: found.append(durable.sync_all(many, root=root))))
+            others[0].start()
+            assert asking.wait(10)
+            return -1
+        return 0
+
+    real = durable._sync_file_system
+
+    def watched(fd: int, fds: Sequence[int]) -> bool:
+        if threading.current_thread() in others:
+            asking.set()
+        return real(fd, fds)
+
+    found: list[dict[int, OSError]] = []
+    monkeypatch.setattr(durable, "_SYNCFS", tell_once)
+    monkeypatch.setattr(durable, "_sync_file_system", watched)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: refuse() if fd == many[0] else None)
+    found.append(durable.sync_all(many, root=root))
+    others[0].join(10)
+    assert [list(each) for each in found] == [many[:1], many[:1]]
+
+
+@pytest.mark.parametrize(
+    ("file_system", "release", "trusted"),
+    [
+        ("ext4", "6.18.44-generic", True),
+        ("xfs", "5.8.0", True),
+        ("btrfs", "5.15.90.1-microsoft-standard", True),
+        ("ext4", "5.4.0-42", False),
+        ("ext4", "4.19", False),
+        ("ext4", "unknown", False),
+        ("ext3", "6.1.0", False),
+        ("overlay", "6.1.0", False),
+        ("fuse.x", "6.1.0", False),
+        ("", "6.1.0", False),
+    ],
+)
+def test_whole_is_synced_only_where_errors_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: str, release: str, trusted: bool
+) -> None:
+    """Before Linux 5.8, and on file systems that are not known to, one sync of the whole told of no errors."""
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(durable, "_SYNCFS", lambda _: 0)
+    root = durable.whole_sync(tmp_path, file_system)
+    assert (root is not None) == trusted
+    if root is not None:
+        assert os.path.samestat(os.fstat(root), tmp_path.stat())
+        os.close(root)
+
+
+def test_forked_child_waits_for_no_lock_of_its_parent(tmp_path: Path) -> None:
+    """Who forks while another thread makes a directory, or syncs a stalled disk, has a child that can do both."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from edge_recorder import durable\n"
+        "with durable._locks['make_dirs'], durable._locks['syncfs']:\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        signal.alarm(20)\n"
+        "        durable.make_dirs(Path(sys.argv[1]) / 'a')\n"
+        "        root = durable.open_dir(Path(sys.argv[1]))\n"
+        "        os._exit(len(durable.sync_all([root] * durable.MANY, root=root)))\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=40, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "a").is_dir()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from edge_recorder import durable, journal, model
+from edge_recorder import journal, model
 from edge_recorder.journal import Journal, Start
 from edge_recorder.model import Fact
 
@@ -32,6 +32,8 @@ def span(n: int) -> model.Span:
     return model.new_span(CALL_ID, n, model.SpanKind.GAP, "user", start_s=0.5, end_s=1.25, reason="disk full")
 
 
+TAG = START.tag("user", 8000, seq=1, first_sample=16_000)
+
 # A row that changes, so that an older state of it is a fact that was written too.
 FACTS: list[Fact] = [
     CALL,
@@ -39,6 +41,7 @@ FACTS: list[Fact] = [
     span(1),
     replace(CALL, tracks='{"user": 8000}'),
     message(2, ""),
+    replace(span(2), end_s=2.5),
     replace(CALL, state=model.CallState.ENDED, ended_at=STARTED + 5, duration_s=5e-6),
 ]
 
@@ -46,9 +49,9 @@ FACTS: list[Fact] = [
 def written(path: Path) -> bytes:
     book = Journal(path, START)
     book.append(FACTS[:3])
-    book.sync()
+    book.opened([TAG, replace(TAG, seq=2)])
+    book.began(span(2))
     book.append(FACTS[3:])
-    book.sync()
     book.close()
     return path.read_bytes()
 
@@ -75,8 +78,11 @@ def test_what_was_written_comes_back(room: Path, whole: bytes) -> None:
     """The last state of each row comes back, in the order in which the rows first appeared."""
     content = read(room, whole)
     assert content.start == START
-    assert list(content.facts.values()) == [FACTS[5], FACTS[1], FACTS[2], FACTS[4]]
+    assert list(content.facts.values()) == [FACTS[6], FACTS[1], FACTS[2], FACTS[4], FACTS[5]]
     assert content.torn_lines == 0
+    assert [content.tag_of("user", seq, START) for seq in (1, 2, 3)] == [TAG, replace(TAG, seq=2), None]
+    assert content.began == {span(2).span_id: span(2)}
+    assert content.open_spans() == []
 
 
 def test_absent_journal_says_nothing(tmp_path: Path) -> None:
@@ -87,12 +93,16 @@ def test_absent_journal_says_nothing(tmp_path: Path) -> None:
 
 def test_journal_torn_at_any_byte_says_what_it_has(room: Path, whole: bytes) -> None:
     """Cut off after any byte, the journal has every line before the cut, and makes nothing of the torn one."""
+    # What each line adds: the start, three facts, two files, a span that begins, the other facts.
+    facts = [None, *FACTS[:3], None, None, None, *FACTS[3:]]
     for length in range(len(whole) + 1):
         content = read(room, whole[:length])
         lines = whole[:length].count(b"\n") + (whole[length : length + 1] == b"\n")  # a line without its end is whole
-        known = {journal.key_of(fact): fact for fact in FACTS[: max(0, lines - 1)]}
+        known = {journal.key_of(fact): fact for fact in facts[:lines] if fact is not None}
         assert content.facts == known
         assert content.start == (START if lines else None)
+        assert len(content.opened) == min(2, max(0, lines - 4))
+        assert content.open_spans() == ([span(2)] if 7 <= lines < len(facts) - 1 else [])
         assert content.torn_lines <= 1
 
 
@@ -103,7 +113,7 @@ def test_flipped_byte_spoils_its_own_line_only(room: Path, whole: bytes) -> None
         data[place] ^= 1 << place % 8
         content = read(room, bytes(data))
         assert all(fact in FACTS for fact in content.facts.values())
-        assert len(content.facts) >= 2
+        assert len(content.facts) >= 3
         assert content.torn_lines in {1, 2}
 
 
@@ -175,36 +185,32 @@ def test_journal_of_a_killed_recorder_is_continued(tmp_path: Path) -> None:
     book.close()
     content = journal.read(path)
     assert content.torn_lines == 1
-    assert list(content.facts.values()) == [FACTS[3], FACTS[1], FACTS[2], FACTS[4], message(3)]
+    assert list(content.facts.values()) == [FACTS[3], FACTS[1], FACTS[2], FACTS[4], FACTS[5], message(3)]
 
 
-def test_line_after_a_failed_fsync_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_after_a_failed_fsync_stands_alone(tmp_path: Path) -> None:
     """What is appended after a failed fsync starts a line of its own: what is before it may be nowhere."""
     path = tmp_path / "journal.jsonl"
     book = Journal(path, START)
     book.append([message(1)])
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync_data", refuse)
-        with pytest.raises(OSError, match="Input/output"):
-            book.sync()
+    book.distrust()
     os.truncate(path, path.stat().st_size - 9)  # what the disk then has of it
     book.append([message(1), message(2)])
-    book.sync()
     book.close()
     assert list(journal.read(path).facts.values()) == [message(1), message(2)]
 
 
 def test_journal_that_cannot_be_begun_leaves_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal whose first fsync fails lets go of its file, for it is tried again and again."""
+    """A journal whose first line the disk refuses lets go of its file, for it is tried again and again."""
     before = open_files()
-    monkeypatch.setattr(durable, "sync_data", refuse)
+    monkeypatch.setattr(os, "write", refuse)
     for _ in range(3):
         with pytest.raises(OSError, match="Input/output"):
             Journal(tmp_path / "journal.jsonl", START)
     assert open_files() == before
 
 
-def refuse(fd: int) -> None:
+def refuse(fd: int, data: memoryview) -> int:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 

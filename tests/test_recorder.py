@@ -209,7 +209,9 @@ def test_exception_in_the_block_is_the_calls_reason(recorder: Recorder, data_dir
         (np.zeros(10, np.int32), {}, InvalidAudio, "int32"),
         ("text", {}, InvalidAudio, "not audio"),
         (12, {}, InvalidAudio, "not audio"),
-        (b"\0\0", {"rate": 16000}, InvalidAudio, "8000 Hz"),
+        (b"\0\0", {"rate": 900}, InvalidAudio, "1000 to 192000"),
+        (b"\0\0", {"encoding": "mp3"}, InvalidAudio, "pcm16, float32, mulaw, alaw"),
+        (b"\0\0\0", {"encoding": "float32"}, InvalidAudio, "4 bytes"),
         (b"\0\0", {"track": "new", "rate": 0}, InvalidAudio, "1000 to 192000"),
         (b"\0\0", {"track": "new", "rate": 8000.0}, InvalidAudio, "1000 to 192000"),
         (b"\0\0", {"track": "mixed", "rate": 8000}, CallerError, "mixed"),
@@ -278,25 +280,20 @@ def test_one_long_piece_is_taken_whole(data_dir: Path) -> None:
     assert np.array_equal(track_of(data_dir, call.id, "user"), noise(RATE * 3))
 
 
-def test_lost_segment_file_leaves_a_gap_in_the_mix(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sealed file that vanishes before it is mixed keeps no call from ending; the mix says what is missing."""
-    real = tape.mix
-
-    def mix_without_its_file(*args: Any, **options: Any) -> np.ndarray:
-        for sealed in data_dir.rglob("user-*.wav"):
-            sealed.unlink()
-        return real(*args, **options)
-
-    monkeypatch.setattr(tape, "mix", mix_without_its_file)
+def test_removed_segment_file_leaves_a_gap(data_dir: Path) -> None:
+    """A file that somebody removes while it is written keeps no call from ending; a span says what went with it."""
     with Recorder(settings(data_dir)) as recorder:
         call = recorder.start_call(tracks={"user": RATE, "assistant": RATE}, pace="media")
-        call.write("user", noise(RATE))
-        call.write("assistant", noise(RATE, seed=1))
+        call.write("user", noise(RATE // 2))
+        call.write("assistant", noise(RATE // 2, seed=1))
+        call.flush().result(10)
+        for part in data_dir.rglob("user-*.part"):
+            part.unlink()
         assert call.end().result(10).complete
     (span,) = rows(data_dir, "spans.of_call", call_id=call.id)
-    assert (span["track"], span["kind"]) == ("mixed", "gap")
-    assert "user could not be read" in span["reason"]
-    assert np.array_equal(track_of(data_dir, call.id, "mixed"), noise(RATE, seed=1))
+    assert (span["track"], span["kind"], span["start_s"], span["end_s"]) == ("user", "gap", 0, 0.5)
+    assert "removed" in span["reason"]
+    assert np.array_equal(track_of(data_dir, call.id, "assistant"), noise(RATE // 2, seed=1))
 
 
 def test_mutable_audio_is_copied(recorder: Recorder, data_dir: Path) -> None:

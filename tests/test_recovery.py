@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_recorder import Recorder, Settings, journal, model, recovery, spool, wav
-from edge_recorder.catalog.connection import Catalog, catalog_path
+from edge_recorder import Recorder, Settings, durable, journal, model, recovery, spool, wav
+from edge_recorder.catalog.connection import Catalog, Row, catalog_path
+from edge_recorder.catalog.statements import Statement
 from edge_recorder.recorder import now
 from edge_recorder.recovery import Report
 
@@ -164,8 +165,10 @@ async def test_living_recorder_is_left_alone(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("torn", [0, 1, 300, wav.HEADER_BYTES - 1])
 async def test_torn_header_goes_to_quarantine(data_dir: Path, catalog: Catalog, torn: int) -> None:
-    """A `.part` that does not say what it is waits in quarantine with a note, and the rest of its call is salvaged."""
+    """A `.part` of which nothing says what it is waits in quarantine with a note; the rest of its call is salvaged."""
     call_id = await asyncio.to_thread(killed_call, data_dir)
+    book = directory_of(data_dir) / spool.JOURNAL
+    book.write_bytes(b"".join(line for line in book.read_bytes().splitlines(True) if b'"opened"' not in line))
     part = next(file.path for file in spool.segment_files(directory_of(data_dir)) if not file.sealed)
     part.write_bytes(part.read_bytes()[:torn])
     report = await recover(catalog, data_dir)
@@ -191,50 +194,19 @@ async def test_lost_journal_leaves_a_partial_call(data_dir: Path, catalog: Catal
     assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
 
 
-async def test_sealed_file_without_a_fact_is_adopted(data_dir: Path, catalog: Catalog) -> None:
-    """A crash between the rename and the journal's line leaves a file that recovery takes in, with the same row."""
-    call_id = await asyncio.to_thread(killed_call, data_dir)
-    path = directory_of(data_dir) / spool.JOURNAL
-    known = journal.read(path)
-    sealed = [fact for fact in known.facts.values() if isinstance(fact, model.Segment)]
-    assert sealed
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if b'"entity":"segments"' not in line]
-    path.write_bytes(b"".join(lines))
-    report = await recover(catalog, data_dir)
-    rows = {row["segment_id"]: row for row in await catalog.fetch("segments.of_call", call_id=call_id)}
-    assert report.segments_adopted == len(sealed)
-    for fact in sealed:
-        assert rows[fact.segment_id]["pcm_sha256"] == fact.pcm_sha256
-        assert rows[fact.segment_id]["salvaged"] == 0
-
-
-@pytest.mark.parametrize("kept", [0, 1000])
-async def test_half_copied_part_does_not_win(data_dir: Path, catalog: Catalog, kept: int) -> None:
-    """A copy to a higher number that the crash cut short is set aside, and the longer file is heard."""
-    await asyncio.to_thread(killed_call, data_dir)
-    part = next(
-        file for file in spool.segment_files(directory_of(data_dir)) if not file.sealed and file.track == "user"
-    )
-    tag, samples = wav.read_file(part.path)
-    copy = spool.part_path(spool.segment_path(part.path.parent, "user", part.seq + 10))
-    copy.write_bytes(wav.header(replace(tag, seq=part.seq + 10), frames=kept) + samples[:kept].tobytes())
-    await recover(catalog, data_dir)
-    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
-
-
 async def test_one_call_that_cannot_be_mended_stops_no_other(
     data_dir: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that refuses one call's salvage leaves that call to the next time, and the others are mended now."""
     ids = await asyncio.to_thread(killed_calls, data_dir, 2)
-    real = recovery._seal_salvaged
+    real = durable.replace_with
 
-    def refuse_first(part: Path, tag: wav.Tag, frames: int) -> None:
-        if tag.call_id == ids[0]:
+    def refuse_first(path: Path, content: bytes) -> None:
+        if path.parent.name == ids[0]:
             raise OSError(errno.EIO, "Input/output error")
-        real(part, tag, frames)
+        real(path, content)
 
-    monkeypatch.setattr(recovery, "_seal_salvaged", refuse_first)
+    monkeypatch.setattr(durable, "replace_with", refuse_first)
     first = await recover(catalog, data_dir)
     monkeypatch.undo()
     second = await recover(catalog, data_dir)
@@ -242,25 +214,6 @@ async def test_one_call_that_cannot_be_mended_stops_no_other(
     assert (second.calls_failed, second.calls_closed) == (0, 1)
     calls = await catalog.fetch("calls.list", external_id="doomed", limit=9)
     assert [call["state"] for call in calls] == ["interrupted"] * 2
-
-
-@pytest.mark.parametrize("left", [None, 0, 1000])
-async def test_damaged_file_keeps_no_call_from_being_closed(data_dir: Path, catalog: Catalog, left: int | None) -> None:
-    """A sealed file that is gone, empty or cut short leaves a gap in the mix, and the rest of its call comes back."""
-    call_id = await asyncio.to_thread(killed_call, data_dir)
-    sealed = spool.segment_path(directory_of(data_dir), "user", 1)
-    if left is None:
-        sealed.unlink()
-    else:
-        os.truncate(sealed, left)
-    report = await recover(catalog, data_dir)
-    spans = await catalog.fetch("spans.of_call", call_id=call_id)
-    call = await catalog.fetch_one("calls.get", call_id=call_id)
-    assert (report.calls_failed, report.calls_closed) == (0, 1)
-    assert call is not None
-    assert (call["state"], call["duration_s"]) == ("interrupted", 2.5)
-    gaps = [(span["start_s"], span["end_s"]) for span in spans if span["track"] == "mixed"]
-    assert gaps == ([] if left == 1000 else [(0.0, 1.0)])
 
 
 async def test_strangers_in_the_spool_stop_nothing(data_dir: Path, catalog: Catalog) -> None:
@@ -282,6 +235,7 @@ async def test_rows_that_the_catalog_refuses_stop_no_other_call(data_dir: Path, 
     started = now() - 86_400_000_000
     odd = model.Call(call_id=model.new_call_id(started), started_at=started, external_id=["CA1"])  # type: ignore[arg-type]
     path = spool.call_dir(data_dir, odd.call_id, started) / spool.JOURNAL
+    path.parent.mkdir(parents=True)
     book = journal.Journal(path, journal.Start(call_id=odd.call_id, started_at=started, writer="noboot-00000000"))
     book.append([odd])
     book.close()
@@ -309,15 +263,89 @@ async def test_recorder_that_dies_during_a_repair_is_recovered_later(data_dir: P
     assert call["state"] == "interrupted"
 
 
-async def test_superseded_part_is_not_heard_twice(data_dir: Path, catalog: Catalog) -> None:
-    """A `.part` that was copied to a higher number before the crash is set aside: no sample is summed twice."""
+@pytest.mark.parametrize(
+    ("state", "known_by", "gaps"),
+    [
+        ("pending", "a whole catalog", 1),
+        ("quarantined", "a whole catalog", 1),
+        (None, "a whole catalog", 1),
+        ("stored", "a whole catalog", 0),
+        ("unknown", "a whole catalog", 0),
+        (None, "a catalog made anew", 0),
+    ],
+)
+async def test_missing_file_is_a_gap_unless_a_store_may_have_it(
+    data_dir: Path, catalog: Catalog, state: str | None, known_by: str, gaps: int
+) -> None:
+    """A file that is gone is said to be lost once, and only where its row shows that no store has it."""
+    call_id = await asyncio.to_thread(killed_call, data_dir)
+    await recover(catalog, data_dir)
+    rows = await catalog.fetch("segments.of_call", call_id=call_id)
+    sealed = next(row for row in rows if row["track"] == "user")
+    if state is None:
+        await catalog.close()
+        for leftover in data_dir.glob("catalog.db*"):
+            leftover.unlink()
+        catalog = await Catalog.open(data_dir, create_for=spool.node_id(data_dir))
+        if known_by == "a whole catalog":
+            await catalog.mark_whole()
+    else:
+        await set_state(catalog, sealed, state)
+    spool.segment_path(directory_of(data_dir), "user", sealed["seq"]).unlink()
+    for _ in range(2):
+        await repair(catalog, data_dir)
+    spans = await catalog.fetch("spans.of_call", call_id=call_id)
+    await catalog.close()
+    assert [span["reason"] for span in spans if span["track"] == "user" and span["kind"] == "gap"] == [
+        f"user-{sealed['seq']:06d}.wav is gone"
+    ] * gaps
+
+
+async def set_state(catalog: Catalog, segment: Row, state: str) -> None:
+    """Move a rebuilt segment's object to a state, as the agent does."""
+    at = {"id": segment["segment_id"]}
+    place = ("objects.place", {**at, "store_url": "file:///nas", "key": "k", "format": "wav"})
+    stored = ("objects.mark_stored", {**at, "now": 1, "file_bytes": 1, "file_sha256": "0"})
+    refused = ("objects.quarantine", {**at, "tried": 0, "error_class": "item", "last_error": "x"})
+    moves: dict[str, list[Statement]] = {
+        "unknown": [],
+        "pending": [("objects.mark_missing", at)],
+        "stored": [place, stored],
+        "quarantined": [refused],
+    }
+    await catalog.write_all(moves[state])
+    (row,) = [
+        each
+        for each in await catalog.fetch("segments.of_call", call_id=segment["call_id"])
+        if each["segment_id"] == segment["segment_id"]
+    ]
+    assert row["state"] == state
+
+
+async def test_cancelled_recovery_keeps_its_lock_until_its_disk_work_is_done(data_dir: Path, catalog: Catalog) -> None:
+    """A recovery that is cancelled lets nobody else mend a call that its own thread still mends."""
     await asyncio.to_thread(killed_call, data_dir)
-    part = next(
-        file for file in spool.segment_files(directory_of(data_dir)) if not file.sealed and file.track == "user"
-    )
-    tag, samples = wav.read_file(part.path)
-    copy = spool.part_path(spool.segment_path(part.path.parent, "user", part.seq + 10))
-    copy.write_bytes(wav.header(replace(tag, seq=part.seq + 10), frames=len(samples)) + samples.tobytes())
-    report = await recover(catalog, data_dir)
-    assert report.files_quarantined == 1
-    assert np.array_equal(samples_of(data_dir, "user"), np.arange(20000, dtype=np.int16))
+    (writer,) = spool.writers(data_dir)
+    began, go_on = threading.Event(), threading.Event()
+
+    async def on_pool(work: Callable[..., Any], /, *args: Any) -> Any:
+        def slow() -> Any:
+            if work.__name__ == "mend":
+                began.set()
+                assert go_on.wait(10)
+            return work(*args)
+
+        return await asyncio.to_thread(slow)
+
+    await catalog.mark_whole()
+    task = asyncio.create_task(recovery.recover(catalog, data_dir, now=now, on_pool=on_pool))
+    assert await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0)  # it is told
+    with spool.taken_over(data_dir, writer) as free:
+        assert not free
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with spool.taken_over(data_dir, writer) as free:
+        assert free
