@@ -31,14 +31,16 @@ from edge_recorder.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge_recorder.call import Call, CallSummary
+    from edge_recorder.call import Call
     from edge_recorder.pending import Pending
     from edge_recorder.recorder import Recorder
     from edge_recorder.settings import Settings
+    from edge_recorder.stats import CallStats, CallSummary, RecorderStats
 
 __all__ = [
     "Call",
     "CallEnded",
+    "CallStats",
     "CallSummary",
     "CallerError",
     "CatalogBroken",
@@ -53,6 +55,7 @@ __all__ = [
     "Pending",
     "Recorder",
     "RecorderClosed",
+    "RecorderStats",
     "Settings",
     "SettingsError",
     "UnknownTrack",
@@ -62,9 +65,11 @@ __all__ = [
 # Loaded at their first use: an agent with nothing to do must not pay for numpy and all of capture.
 _WHERE = {
     "Call": "edge_recorder.call",
-    "CallSummary": "edge_recorder.call",
+    "CallStats": "edge_recorder.stats",
+    "CallSummary": "edge_recorder.stats",
     "Pending": "edge_recorder.pending",
     "Recorder": "edge_recorder.recorder",
+    "RecorderStats": "edge_recorder.stats",
     "Settings": "edge_recorder.settings",
 }
 

@@ -136,7 +136,13 @@ def clean_if_given(text: str | None) -> str | None:
     return None if text is None else clean(text)
 
 
-def as_place(at: float | None) -> float | None:
+def check_flag(name: str, value: object) -> None:
+    """Raise CallerError where `value` is neither True nor False: "no" is true, and what it is about is consent."""
+    if not isinstance(value, bool):
+        raise CallerError(f"{name}={value!r} is neither True nor False", fix="Give one of them")
+
+
+def as_place(at: float | None, *, name: str = "at") -> float | None:
     """Return a place on a call's timeline as a plain float, which numpy's are not: no journal could hold them.
 
     Raises:
@@ -149,7 +155,9 @@ def as_place(at: float | None) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not seconds >= 0:
-        raise CallerError(f"at={at!r} is not a place in the call", fix="Give seconds from the call's start, from 0 on")
+        raise CallerError(
+            f"{name}={at!r} is not a place in the call", fix="Give seconds from the call's start, from 0 on"
+        )
     return seconds
 
 

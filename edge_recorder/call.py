@@ -12,15 +12,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
 from edge_recorder import model as facts
-from edge_recorder.arguments import Audio, as_audio, as_exact, as_json, as_place, checked_rate, clean, clean_if_given
+from edge_recorder.arguments import (
+    Audio,
+    as_audio,
+    as_exact,
+    as_json,
+    as_place,
+    check_flag,
+    checked_rate,
+    clean,
+    clean_if_given,
+)
 from edge_recorder.encodings import Encoding
 from edge_recorder.errors import CallEnded, CallerError, EdgeRecorderError, RecorderClosed, UnknownTrack
+from edge_recorder.handover import Budget, Handover
 from edge_recorder.items import (
     ConsentSet,
     Ending,
@@ -40,76 +51,17 @@ from edge_recorder.items import (
 )
 from edge_recorder.muting import Mutes
 from edge_recorder.pending import Pending
+from edge_recorder.stats import CallStats, CallSummary
 from edge_recorder.tape import OnDisk
 from edge_recorder.timeline import NANOSECONDS, Heard
 
 LONGEST_CALL = 86_400.0  # seconds
 END_WAIT = 30.0  # seconds that leaving a `with` block waits for a disk that refuses; the call goes on being ended
 MOST_TRACKS = 10  # user, assistant and 8 more
+LOST_APART = 1.0  # seconds between what is lost and what is lost next, from which on these are two gaps
 BLOCK = 65_536  # bytes of the budget that a call takes at once, so that few writes have to ask for it
 NOT_WANTED = "record=False"  # why a call is not recorded that could be
 PAUSE, CONSENT = "pause", "consent"  # what nothing is kept for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSummary:
-    """What became of a call. `complete` says that all of it is on disk; if not, the next start salvages the rest."""
-
-    call_id: str
-    state: str
-    duration_s: float | None
-    segments: int
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallStats:
-    """How a call stands now."""
-
-    elapsed_s: float  # since its start
-    queued_s: float  # of audio handed over and not taken yet, of the track with most of it
-    queued_bytes: int
-    untaken_s: float  # since the recorder last took what was handed over
-    unsynced_s: float  # of audio that power loss would take, of the track with most of it
-    lost_s: float  # of all tracks that the queue had no room for
-    gap_s: float  # of all tracks that were not recorded, for whatever reason
-    segments: int  # sealed
-    spans: int
-
-
-@dataclass(slots=True)
-class Handover:
-    """What the recorder's thread takes from a call at one time."""
-
-    now: int  # nanoseconds from the call's start: all that comes later was handed over later
-    items: list[Item]
-    flushes: list[Pending[None]]
-    drains: list[Pending[None]]
-    ending: Ending | None
-
-
-class Budget:
-    """The bytes of audio that all calls of a recorder may queue."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
-
-    @property
-    def used(self) -> int:
-        return self._used
-
-    def take(self, size: int) -> bool:
-        with self._lock:
-            if self._used + size > self._limit:
-                return False
-            self._used += size
-            return True
-
-    def give_back(self, size: int) -> None:
-        with self._lock:
-            self._used -= size
 
 
 @dataclass(slots=True)
@@ -120,7 +72,7 @@ class _Voice:
     ended: bool = False
     queued: float = 0.0  # seconds of heard audio since the last `take`
     stream: Stream | None = None  # what the next of it is added to
-    lost: Lost | None = None  # what there was no room for since then
+    lost: Lost | None = None  # what there was no room for, the latest
 
 
 class Call:
@@ -227,6 +179,7 @@ class Call:
             stream = voice.stream
             if stream is None or stream.rate != own or stream.encoding != encoding:
                 stream = voice.stream = Stream(track, own, encoding, [])
+                voice.lost = None
                 self._items.append(stream)
             stream.chunks.append(Heard(pcm, arrived, at))
 
@@ -261,10 +214,14 @@ class Call:
 
         Raises:
             UnknownTrack: There is no such track.
-            CallerError: `at` or `played` is no number of seconds.
+            CallerError: `at` or `played` is no number of seconds, or `at` is far ahead of the call.
             CallEnded: The call has ended.
         """
-        instant, played = self._instant(at), as_place(played)
+        if at is not None and played is not None:
+            raise CallerError(
+                "at= and played= are two answers to one question", fix="Give one of them, or none for now"
+            )
+        instant, played = self._instant(at), as_place(played, name="played")
         with self._lock:
             self._known_voice(track)
             self._put(Interrupted(track, instant, played))
@@ -363,9 +320,10 @@ class Call:
             record: Whether audio is recorded from now on.
 
         Raises:
-            CallerError: `consent` is not JSON.
+            CallerError: `consent` is not JSON, or `record` neither True nor False.
             CallEnded: The call has ended.
         """
+        check_flag("record", record)
         document = as_json("consent", consent) if consent is not None else None
         with self._lock:
             self._refuse_after_end()
@@ -400,11 +358,11 @@ class Call:
         document = as_json("metadata", metadata or {})
         with self._lock:
             self._refuse_after_end()
-            self._messages += 1
+            n = self._messages + 1
             message = facts.Message(
-                message_id=facts.message_id(self.id, self._messages),
+                message_id=facts.message_id(self.id, n),
                 call_id=self.id,
-                n=self._messages,
+                n=n,
                 role=clean(role),
                 text=clean(text),
                 start_s=at,
@@ -412,6 +370,7 @@ class Call:
                 metadata=document,
                 created_at=self._clock(),
             )
+            self._messages = n
             self._items.append(message)
         return message.message_id
 
@@ -438,11 +397,11 @@ class Call:
         document = as_json("metadata", metadata or {})
         with self._lock:
             self._refuse_after_end()
-            self._usages += 1
+            n = self._usages + 1
             usage = facts.Usage(
-                usage_id=facts.usage_id(self.id, self._usages),
+                usage_id=facts.usage_id(self.id, n),
                 call_id=self.id,
-                n=self._usages,
+                n=n,
                 kind=clean(kind),
                 quantity=exact_quantity,
                 unit=clean(unit),
@@ -453,6 +412,7 @@ class Call:
                 metadata=document,
                 created_at=self._clock(),
             )
+            self._usages = n
             self._items.append(usage)
         return usage.usage_id
 
@@ -494,12 +454,12 @@ class Call:
         """Say how the call stands now."""
         there = self._measure()
         with self._lock:
-            now = self._elapsed()
+            now = self._elapsed() if self._ending is None else self._ending.at
             return CallStats(
                 elapsed_s=now / NANOSECONDS,
                 queued_s=max((voice.queued for voice in self._voices.values()), default=0.0),
                 queued_bytes=self._queued_bytes,
-                untaken_s=(now - self._took) / NANOSECONDS,
+                untaken_s=max(0, now - self._took) / NANOSECONDS,
                 lost_s=self._lost_seconds,
                 unsynced_s=there.unsynced_s,
                 gap_s=there.gap_s,
@@ -514,10 +474,7 @@ class Call:
         with self._lock:
             for voice in self._voices.values():
                 voice.queued = 0.0
-                voice.stream = None
-                if voice.lost is not None:
-                    self._items.append(voice.lost)
-                    voice.lost = None
+                voice.stream = voice.lost = None
             self._took = self._elapsed()
             taken = Handover(self._took, self._items, self._flushes, self._drains, self._ending)
             self._items, self._flushes, self._drains = [], [], []
@@ -528,9 +485,10 @@ class Call:
     def finish(self, summary: CallSummary, *, left: list[Pending[None]]) -> None:
         """Give the summary, and its answer to whoever still waits. The recorder's own."""
         if not summary.complete:  # what still comes is taken by nobody, and must not fill the queue
-            self.recording, self.reason = False, "the recorder could not go on with it"
-            self._is_on_tape = False
-            self._mutes.begin(CONSENT, 0)
+            with self._lock:
+                self.recording, self.reason = False, "the recorder could not go on with it"
+                self._refusal, self._is_on_tape = self.reason, False
+                self._mutes.begin(CONSENT, 0)
         self._summary.settle(summary)
         late = self.take()
         for pending in (*left, *late.flushes, *late.drains):
@@ -585,10 +543,10 @@ class Call:
         """Return a place, or now, in nanoseconds.
 
         Raises:
-            CallerError: `at` is no place in the call.
+            CallerError: `at` is no place in the call, or far ahead of it.
         """
-        place = as_place(at)
-        return self._elapsed() if place is None else round(place * NANOSECONDS)
+        now = self._elapsed()
+        return now if at is None else round(self._checked_place(at, now) * NANOSECONDS)
 
     # Within the lock.
 
@@ -606,7 +564,7 @@ class Call:
     def _hand_over(self, item: Item) -> None:
         """Hand over something that has its place between what is heard."""
         for voice in self._voices.values():
-            voice.stream = None
+            voice.stream = voice.lost = None
         self._items.append(item)
 
     def _is_muted(self, track: str, seconds: float, arrived: int, at: float | None) -> bool:
@@ -644,10 +602,13 @@ class Call:
         return max(0, arrived - round(seconds * NANOSECONDS))
 
     def _lose(self, voice: _Voice, lost: Lost) -> None:
-        """Note that there was no room: one note for all until the next `take`."""
+        """Note that there was no room, between what there was room for: one note for all that is lost in a row."""
         self._lost_seconds += lost.seconds
-        before = voice.lost
-        voice.lost = replace(before, seconds=before.seconds + lost.seconds) if before else lost
+        if voice.lost is not None and lost.start - voice.lost.start - voice.lost.seconds < LOST_APART:
+            voice.lost.seconds += lost.seconds
+        else:
+            voice.stream, voice.lost = None, lost
+            self._items.append(lost)
 
     def _open_voice(self, track: str, rate: int | None) -> _Voice:
         """Return the voice of `track`, declaring it if this is its first.
@@ -687,6 +648,7 @@ class Call:
         if not self._is_on_tape:
             self._is_on_tape = True
             self._items += [TrackDeclared(name, voice.rate) for name, voice in self._voices.items()]
+            self._items += [TrackEnded(name) for name, voice in self._voices.items() if voice.ended]
 
     def _refuse_after_end(self) -> None:
         if self._disowned:

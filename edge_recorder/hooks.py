@@ -49,7 +49,7 @@ class Hooks:
             return
         try:
             hook(value)
-        except Exception:
+        except BaseException:  # a SystemExit too: it would end the recorder, and every call with it
             with self._lock:
                 self.failures += 1
             if name not in self._failing:  # once until it works again

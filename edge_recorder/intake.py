@@ -115,10 +115,16 @@ class Intake:
         self._say = say
         self._spill = spill
         self._muted: dict[str, _Mute] = {}  # by cause
+        self._silences: list[Range] = []  # when nothing is kept, in nanoseconds, the last of them perhaps under way
 
     @property
     def tracks(self) -> list[Track]:
         return [voice.track for voice in list(self.voices.values())]  # another thread may ask while one is added
+
+    @property
+    def earliest_turn(self) -> int:
+        """When the first of the turns under way began, in nanoseconds."""
+        return min((voice.turn for voice in self.voices.values() if voice.turn is not None), default=FOREVER)
 
     @property
     def is_arriving(self) -> bool:
@@ -214,8 +220,10 @@ class Intake:
     def _declare(self, item: TrackDeclared) -> None:
         track = self._make_track(item.track, item.rate)
         self.voices[item.track] = Voice(track, Inlet(item.rate), Inlet(item.rate))
-        if self._muted and self._live:
-            track.timeline.mute(sample_at(min(each.at for each in self._muted.values()), item.rate))
+        for start, end in self._silences:  # also those that are over: what comes now may have been said within them
+            track.timeline.mute(sample_at(start, item.rate))
+            if end != FOREVER:
+                track.timeline.unmute(sample_at(end, item.rate))
         self._say(item)
 
     def _play(self, voice: Voice, item: Played) -> None:
@@ -249,10 +257,10 @@ class Intake:
         """Leave the place of lost audio empty, and say so."""
         if lost.at is not None:
             start = lost.at
-        elif self._live:
-            start = lost.began / NANOSECONDS
-        else:
-            start = voice.timeline.skip(round(lost.seconds * voice.track.rate)) / voice.track.rate
+        else:  # behind what there was room for; what comes next is behind it
+            timeline, frames = voice.timeline, round(lost.seconds * voice.track.rate)
+            silent = sample_at(lost.began, timeline.rate) - timeline.end if self._live else 0
+            start = (timeline.skip(max(0, silent) + frames) + max(0, silent)) / timeline.rate
         self._mark(SpanKind.GAP, lost.track, start, start + lost.seconds, "the queue was full")
 
     def _interrupt(self, voice: Voice, item: Interrupted) -> None:
@@ -265,11 +273,8 @@ class Intake:
 
     def _keep_sealed(self, voice: Voice, ranges: list[Range]) -> None:
         """Take the places again that sealed files hold: what else was put there would be said over it."""
-        if voice.track.unwritten_frames:
-            return  # what no file holds yet cannot be told from what is sealed
-        for segment in voice.track.segments:
-            first = segment.tag.first_sample
-            ranges = without(ranges, first, first + segment.frames)
+        for first, end in voice.track.unsealed:
+            ranges = without(ranges, first, end)
         for first, end in ranges:
             voice.timeline.insert(first, silence(end - first))
 
@@ -296,6 +301,8 @@ class Intake:
         samples = np.frombuffer(to_pcm16(item.pcm, item.encoding), "<i2")
         if item.rate != voice.track.rate:
             samples = resampled(samples, item.rate, voice.track.rate)
+        if not len(samples):
+            return  # at the track's rate it is less than one
         timeline = voice.timeline
         if item.at is not None:
             start = round(item.at * timeline.rate)
@@ -313,6 +320,8 @@ class Intake:
         self.turns.append((start, end))
 
     def _mute(self, item: Muted) -> None:
+        if self._live and not self._muted:
+            self._silences.append((item.at, FOREVER))
         for voice in self.voices.values():
             self._finish(voice)
             if self._live and not self._muted:
@@ -330,6 +339,7 @@ class Intake:
             ends = (instant_of(each.timeline.end, each.track.rate) for each in self.voices.values())
             until = max([muted.at, *ends])
         elif not self._muted:
+            self._silences[-1] = (self._silences[-1][0], item.at)
             for voice in self.voices.values():
                 voice.timeline.unmute(sample_at(item.at, voice.track.rate))
         self._mark(SpanKind.PAUSED, None, muted.at / NANOSECONDS, until / NANOSECONDS, muted.reason, n=muted.span)

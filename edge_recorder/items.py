@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from edge_recorder import model
-from edge_recorder.timeline import Heard
+from edge_recorder.timeline import NANOSECONDS, Heard
 
 
 @dataclass(slots=True, eq=False)
@@ -39,14 +39,19 @@ class Skipped:
     at: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lost:
-    """Audio that the queue had no room for."""
+    """Audio that the queue had no room for: `seconds` grows until something else is handed over."""
 
     track: str
     seconds: float
     began: int
     at: float | None = None
+
+    @property
+    def start(self) -> float:
+        """When it began, in seconds: as the source told, or else by its arrival."""
+        return self.began / NANOSECONDS if self.at is None else self.at
 
 
 @dataclass(frozen=True, slots=True)

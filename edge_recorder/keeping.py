@@ -34,6 +34,7 @@ class _Round:
     segments: list[tuple[int, OpenSegment]] = field(default_factory=list)
     named: list[OpenSegment] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+    notes: int = 0
     journal: int = -1
     directories: list[int] = field(default_factory=list)
 
@@ -55,7 +56,7 @@ class Keeping:
         self._written: list[Fact] = []  # in it, not synced
         self._begun: dict[str, Span] = {}  # that are not over, by id
         self._unnoted: list[Span] = []  # of them, those that the journal does not have
-        self._notes_unsynced = False
+        self._notes = self._synced_notes = 0  # lines that are no facts, written to the journal
         self._finished: list[OpenSegment] = []
         self._named: list[OpenSegment] = []
         self._names_unsynced = False  # the directory's fsync failed
@@ -99,7 +100,7 @@ class Keeping:
             self._journal = Journal(self._journal_path, self._start)
         for span in self._unnoted:
             self._journal.began(span)
-            self._notes_unsynced = True
+            self._notes += 1
         self._unnoted = []
         if self._said:
             self._journal.append(self._said)
@@ -128,8 +129,9 @@ class Keeping:
         except OSError:
             self._drop_round()
             raise
-        if self._journal is not None and (self._written or self._notes_unsynced or not self.is_open):
+        if self._journal is not None and (self._written or self._notes != self._synced_notes or not self.is_open):
             this.journal = self._journal.fd
+            this.notes = self._notes
         this.segments = [(each.begin_sync(), each) for each in synced if each.needs_sync]
         return [*(fd for fd, _ in this.segments), *this.directories, *([this.journal] if this.journal >= 0 else [])]
 
@@ -175,7 +177,7 @@ class Keeping:
         made = list(tags)
         if made and self._journal is not None:
             self._journal.opened(made)
-            self._notes_unsynced = True
+            self._notes += 1
 
     def _directories_to_sync(self, segments: Sequence[OpenSegment]) -> list[Path]:
         if not self.is_open:
@@ -206,7 +208,7 @@ class Keeping:
             if self._journal is not None:
                 self._journal.distrust()
             return
-        self._written, self._notes_unsynced = rest, False
+        self._written, self._synced_notes = rest, this.notes
         self.safe += this.facts
 
     def _end_segments(self, this: _Round, failures: Mapping[int, OSError]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,6 +26,10 @@ from edge_recorder.pending import Pending
 from edge_recorder.settings import Capture
 from edge_recorder.tape import Progress, Tape
 from edge_recorder.timeline import BURST
+
+STALL = 5.0  # seconds that a round may take before it is told of
+
+log = logging.getLogger("edge_recorder")
 
 T = TypeVar("T")
 
@@ -46,12 +51,18 @@ class Session:
     drains: list[Pending[None]] = field(default_factory=list)
     is_ending: bool = False
     is_done: bool = False  # nothing more is done for it
+    gaps: set[str] = field(default_factory=set)  # the reasons that were logged
     failure: Exception | None = None  # a bug: its tape can go on no further
 
     @property
     def needs_round(self) -> bool:
         """Whether it should not wait for the next round's time."""
         return bool(self.flushes) or self.is_ending or not self.tape.is_ready
+
+    @property
+    def is_written(self) -> bool:
+        """Whether all that it was handed is in its files, so that a round makes it safe."""
+        return not (self.tape.is_refused or self.tape.is_arriving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +172,34 @@ class Lane:
         opening = {each for each in sessions if not each.tape.is_ready}
         try:
             async with self._stepping:
-                begun = await self._write(_begin_all, sessions)
+                begun, failed = await self._write(_begin_all, sessions)
             fds = [fd for each in begun for fd in each.fds]
-            failures = await self._sync(_sync_all, fds, self._root) if fds else {}
+            failures = await self._made(fds) if fds else {}
             async with self._stepping:
                 steps = await self._write(_end_all, begun, failures)
         finally:
             self._round = None
-        for session, progress in steps:
+        for session, progress in [*failed, *steps]:
             self._report(session, progress)
             # One that ends takes as many rounds as it needs, at once; what fails waits for the next flush.
-            if (session.needs_round or session in opening) and not progress.errors:
+            is_going_on = session in opening or (session.needs_round and session.is_written)
+            if is_going_on and not progress.errors:
                 self.wake(session)
+
+    async def _made(self, fds: Sequence[int]) -> dict[int, OSError]:
+        """Make the fsyncs of a round, and say so where the disk takes long."""
+        began = time.monotonic()
+        late = asyncio.get_running_loop().call_later(STALL, _warn_of_stall)
+        try:
+            return await self._sync(_sync_all, fds, self._root)
+        finally:
+            late.cancel()
+            if time.monotonic() - began >= STALL:
+                log.warning("the disk answered after %.1f s", time.monotonic() - began)
+
+
+def _warn_of_stall() -> None:
+    log.error("the disk has not answered an fsync for %d s: power loss would take what waits for it", STALL)
 
 
 def _advance_all(sessions: Iterable[Session]) -> list[tuple[Session, Progress]]:
@@ -187,19 +214,28 @@ def _advance_one(session: Session) -> Progress:
     return session.tape.advance(taken.items, now=taken.now, ending=taken.ending)
 
 
-def _begin_all(sessions: Sequence[Session]) -> list[_Begun]:
-    begun = []
+def _begin_all(sessions: Sequence[Session]) -> tuple[list[_Begun], list[tuple[Session, Progress]]]:
+    """Begin the round of each session. Returns those that are in it, and what the others met."""
+    begun: list[_Begun] = []
+    failed: list[tuple[Session, Progress]] = []
     for session in sessions:
         try:
             if session.failure is None:
-                fds = session.tape.begin_sync()
-                flushes, session.flushes = session.flushes, []
-                begun.append(_Begun(session, fds, flushes))
-        except OSError:
-            pass  # the next `advance` meets the same disk, and tells
+                begun.append(_begin_one(session))
+        except OSError as error:  # told: an `advance` that opens no file may never meet it
+            failed.append((session, Progress(errors=[error])))
         except Exception as error:  # noqa: BLE001 (as in `_step`)
             session.failure = error
-    return begun
+            failed.append((session, Progress()))
+    return begun, failed
+
+
+def _begin_one(session: Session) -> _Begun:
+    fds = session.tape.begin_sync()
+    flushes: list[Pending[None]] = []
+    if session.is_written:  # what gets into a file while the fsyncs are made is not safe after them
+        flushes, session.flushes = session.flushes, []
+    return _Begun(session, fds, flushes)
 
 
 def _sync_all(fds: Sequence[int], root: int | None) -> dict[int, OSError]:
@@ -215,10 +251,10 @@ def _end_all(begun: Sequence[_Begun], failures: dict[int, OSError]) -> list[tupl
 
 
 def _end_one(begun: _Begun, failures: dict[int, OSError], session: Session) -> Progress:
+    later, session.flushes = session.flushes, begun.flushes + session.flushes
     progress = session.tape.end_sync({fd: failures[fd] for fd in begun.fds if fd in failures})
-    if progress.errors or session.tape.is_refused:
-        session.flushes = begun.flushes + session.flushes
-    else:
+    if not progress.errors:
+        session.flushes = later
         _settle(begun.flushes)
     return progress
 

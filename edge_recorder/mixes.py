@@ -16,7 +16,7 @@ from edge_recorder.journal import Start
 from edge_recorder.mixing import Reader, mix
 from edge_recorder.model import MIXED, SpanKind
 from edge_recorder.segment import OpenSegment, write_whole
-from edge_recorder.timeline import NANOSECONDS, Range, instant_of, sample_at
+from edge_recorder.timeline import FOREVER, NANOSECONDS, Range, instant_of, sample_at
 from edge_recorder.track import Track
 from edge_recorder.wav import Samples, silence
 
@@ -49,6 +49,11 @@ class Mixes:
     @property
     def is_idle(self) -> bool:
         return not self._owed
+
+    @property
+    def earliest(self) -> int:
+        """When the first stretch that is owed begins, in nanoseconds."""
+        return min((each.start for each in self._owed), default=FOREVER)
 
     def owe(self, stretch: Range, *, due: int = 0) -> None:
         """Owe a stretch of the call, in nanoseconds, a mix of all tracks, from the instant `due` on."""

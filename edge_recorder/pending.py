@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from edge_recorder.errors import EdgeRecorderError
@@ -38,10 +39,10 @@ class Pending(Generic[T]):
 
     def settle(self, value: T) -> None:
         """Give the result. The recorder's own."""
-        if not self._future.done():
+        with suppress(InvalidStateError):  # a caller's thread and the recorder's may both answer, at once
             self._future.set_result(value)
 
     def fail(self, error: EdgeRecorderError) -> None:
         """Give an error instead. The recorder's own."""
-        if not self._future.done():
+        with suppress(InvalidStateError):
             self._future.set_exception(error)

@@ -24,15 +24,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from edge_recorder import durable, model, recovery, spool
-from edge_recorder.arguments import as_json, checked_tracks, clean, clean_if_given
-from edge_recorder.call import NOT_WANTED, Budget, Call, CallSummary
+from edge_recorder.arguments import as_json, check_flag, checked_tracks, clean, clean_if_given
+from edge_recorder.call import NOT_WANTED, Call
 from edge_recorder.catalog import sqlite
 from edge_recorder.catalog.connection import Catalog
 from edge_recorder.errors import (
@@ -41,12 +40,14 @@ from edge_recorder.errors import (
     RecorderClosed,
     UnsafeRuntime,
 )
+from edge_recorder.handover import Budget
 from edge_recorder.hooks import Hooks, OnError, OnGap, OnSegment
 from edge_recorder.lane import Lane, Session
 from edge_recorder.model import Fact, Instant, Pace, SpanKind
 from edge_recorder.pending import Pending
 from edge_recorder.rows import RowQueue
 from edge_recorder.settings import Settings
+from edge_recorder.stats import CallSummary, RecorderStats
 from edge_recorder.tape import Progress, Tape
 
 log = logging.getLogger("edge_recorder")
@@ -65,17 +66,6 @@ T = TypeVar("T")
 def now() -> Instant:
     """Return the time of day."""
     return time.time_ns() // 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecorderStats:
-    """How a recorder stands now."""
-
-    calls: int  # being recorded
-    queued_bytes: int  # of audio that all calls may have handed over and that was not taken yet, at most
-    disk_failing: bool
-    has_room: bool  # the disk is above disk.low_water
-    hook_failures: int
 
 
 class Recorder:
@@ -109,7 +99,7 @@ class Recorder:
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()  # all that a fork may find
         self._finishing: set[asyncio.Task[None]] = set()
         self._has_room = True
-        self._disk_failing = False
+        self._failing: set[Session] = set()  # calls of which the disk refuses something
         self._unfinished = False  # some call is not all on disk: for recovery to mend
         _running.add(self)
 
@@ -174,6 +164,9 @@ class Recorder:
         self._running_loop()
         if pace not in set(Pace):
             raise CallerError(f"pace={pace!r} is not a pace", fix=f"Use one of {', '.join(Pace)}")
+        check_flag("record", record)
+        if isinstance(tags, str):
+            raise CallerError(f"tags={tags!r} is one text", fix='Give a sequence of them, like ["vip"]')
         rates = checked_tracks(tracks)
         started_at = now()
         reason = self._reason_not_to_record(record)
@@ -217,7 +210,7 @@ class Recorder:
         return RecorderStats(
             calls=len(self._open),
             queued_bytes=self._budget.used,
-            disk_failing=self._disk_failing,
+            disk_failing=bool(self._failing),
             has_room=self._has_room,
             hook_failures=self._hooks.failures,
         )
@@ -287,6 +280,7 @@ class Recorder:
             for task in done:
                 task.result()
             self._writer = spool.WriterLock(self.data_dir)
+            roots = self._open_roots()
         except (EdgeRecorderError, OSError) as error:
             await catalog.close()
             self._started.settle(error)
@@ -294,9 +288,6 @@ class Recorder:
         self._rows = RowQueue(
             catalog, recover=partial(self._recover, catalog), pause=partial(asyncio.sleep, ROWS_RETRY)
         )
-        # Each lane asks with a descriptor of its own: the kernel tells each of them once of an error.
-        spooled = self.data_dir / "spool"
-        roots = [durable.whole_sync(spooled, spool.file_system(spooled)) for _ in range(LANES)]
         tasks = [asyncio.create_task(self._commit_rows(opening), name="rows"), *self._start_lanes(roots)]
         self._started.settle(None)
         try:
@@ -335,6 +326,14 @@ class Recorder:
             log.error("recording without the catalog: %s", opening.exception())
         await self._rows.commit()
 
+    def _open_roots(self) -> list[int | None]:
+        """Return what the lanes sync all of the spool with, one each: the kernel tells each once of an error."""
+        spooled = self.data_dir / "spool"
+        try:
+            return [durable.whole_sync(spooled, spool.file_system(spooled)) for _ in range(LANES)]
+        except OSError:  # then each file is synced for itself
+            return [None] * LANES
+
     def _start_lanes(self, roots: Sequence[int | None]) -> list[asyncio.Task[None]]:
         self._lanes = [
             Lane(
@@ -352,7 +351,11 @@ class Recorder:
         """Close the calls of recorders that died."""
         report = await recovery.recover(catalog, self.data_dir, now=now, on_pool=partial(self._on_pool, self._writers))
         if report.calls_closed:
-            log.warning("closed %d calls of recorders that died: %s", report.calls_closed, report)
+            log.warning(
+                "closed %d calls of recorders that died, and salvaged %d segments of them",
+                report.calls_closed,
+                report.segments_salvaged,
+            )
 
     async def _housekeep(self) -> None:
         with suppress(OSError):
@@ -378,9 +381,9 @@ class Recorder:
         """Take what a step of a call came to: rows, hooks, and its end."""
         if session not in self._open or session.is_done:
             return
-        self._note_disk(progress.errors)
+        self._note_disk(session, progress.errors)
         committed = self._rows.put(progress.facts)
-        self._tell(progress.facts)
+        self._tell(session, progress.facts)
         if session.failure is not None:
             log.error("call %s broke off: the next start salvages it", session.call.id, exc_info=session.failure)
             self._hooks.error(session.failure)
@@ -401,23 +404,30 @@ class Recorder:
         session.tape.close()
         self._unfinished = self._unfinished or not complete
         session.call.finish(_summary(session, complete=complete), left=session.flushes + session.drains)
+        self._failing.discard(session)
         self._open.pop(session).set_result(None)
 
-    def _tell(self, facts: Sequence[Fact]) -> None:
+    def _tell(self, session: Session, facts: Sequence[Fact]) -> None:
         for fact in facts:
             if isinstance(fact, model.Segment):
                 self._hooks.segment(fact)
             elif isinstance(fact, model.Span) and fact.kind == SpanKind.GAP:
                 self._hooks.gap(fact)
+                if fact.reason not in session.gaps:  # once for each reason
+                    log.error("call %s has a gap on %s from %.1f s on: %s", *_place_of(fact), fact.reason)
+                session.gaps.add(fact.reason)
 
-    def _note_disk(self, errors: list[OSError]) -> None:
-        """Log that the disk refuses, once until it takes again."""
-        if errors and not self._disk_failing:
-            log.error("the disk refuses what is recorded, which waits in RAM: %s. Free room, or mend it", errors[0])
-            self._hooks.error(errors[0])
-        elif self._disk_failing and not errors:
-            log.warning("the disk takes what is recorded again")
-        self._disk_failing = bool(errors)
+    def _note_disk(self, session: Session, errors: list[OSError]) -> None:
+        """Log that the disk refuses, once until it takes all again."""
+        if errors:
+            if not self._failing:
+                log.error("the disk refuses what is recorded, which waits in RAM: %s. Free room, or mend it", errors[0])
+                self._hooks.error(errors[0])
+            self._failing.add(session)
+        elif session in self._failing and not session.tape.is_refused:  # a round may sync what was taken before
+            self._failing.discard(session)
+            if not self._failing:
+                log.warning("the disk takes what is recorded again")
 
     async def _on_pool(self, pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
         """Do disk work beside the loop; while the interpreter exits, which ends all pools, do it here."""
@@ -429,14 +439,19 @@ class Recorder:
 
 
 def _summary(session: Session, *, complete: bool) -> CallSummary:
-    call = session.tape.call
+    call, there = session.tape.call, session.tape.on_disk()
     return CallSummary(
         call_id=call.call_id,
         state=call.state,
         duration_s=call.duration_s,
-        segments=session.tape.on_disk().segments,
+        segments=there.segments,
+        gap_s=there.gap_s,
         complete=complete,
     )
+
+
+def _place_of(span: model.Span) -> tuple[str, str, float]:
+    return span.call_id, span.track or "all tracks", span.start_s
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:

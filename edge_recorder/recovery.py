@@ -88,7 +88,7 @@ async def repair(
     progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Go through every call on disk: mend what no living recorder writes, and replay all journals into the catalog."""
-    report = Report()
+    report, epoch = Report(), catalog.epoch
     # Only these can be done with afterwards: calls of one that dies from here on may have been passed by.
     done_with = set(await on_pool(spool.dead_writers, data_dir))
     for directory in await on_pool(_call_dirs, data_dir):
@@ -98,7 +98,7 @@ async def repair(
             report.add(_failed(directory, error))
             continue
         if start is None:
-            report.calls_left_alone += 1
+            report.calls_left_alone += not await on_pool(_clear_unborn, directory, data_dir)
             continue
         with spool.taken_over(data_dir, start.writer) as dead:
             if not dead:
@@ -112,7 +112,7 @@ async def repair(
         return report
     for writer in done_with.intersection(await on_pool(spool.dead_writers, data_dir)):
         spool.clear_writer(data_dir, writer)
-    await catalog.mark_whole()
+    await catalog.mark_whole(epoch=epoch)
     return report
 
 
@@ -124,6 +124,19 @@ async def _bring_back(directory: Path, work: Coroutine[Any, Any, Report]) -> Rep
         raise  # as it would be for each of them
     except (EdgeRecorderError, OSError) as error:
         return _failed(directory, error)
+
+
+def _clear_unborn(directory: Path, data_dir: Path) -> bool:
+    """Remove what a recorder left of a call that it died before it began. False where one may yet begin it."""
+    if spool.was_alive(data_dir, at=directory.stat().st_mtime):
+        return False
+    for path in list(directory.iterdir()):
+        if path.stat().st_size:
+            spool.to_quarantine(data_dir, path, "nothing says which call it is of")
+        else:
+            path.unlink()
+    directory.rmdir()
+    return True
 
 
 async def _mend(

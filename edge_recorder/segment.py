@@ -78,7 +78,11 @@ class OpenSegment:
         """Write silence over what of a range is in this file."""
         first, end = max(first, self.tag.first_sample), min(end, self.tag.first_sample + self.frames)
         if first < end:
-            self.write(Piece(first, wav.silence(end - first)))
+            blank = wav.silence(end - first)
+            self.write(Piece(first, blank))
+            if self._old is not None:  # salvage would take it from there
+                with suppress(OSError):
+                    self._old.write(first - self.tag.first_sample, blank)
 
     def read(self, start: int, frames: int) -> Samples:
         """Return samples from `start` within the file; short where it ends."""

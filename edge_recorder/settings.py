@@ -22,6 +22,7 @@ from edge_recorder.errors import SettingsError
 ENV_PREFIX = "EDGE_RECORDER_"
 SECRETS = frozenset({("central", "dsn")})  # may be given as the path of a file, in a variable that ends in _FILE
 MIB = 1024 * 1024
+LOWEST_RATE = 1000  # Hz
 
 
 def _store_url(url: str) -> str:
@@ -38,6 +39,12 @@ def _home_expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _mixed_rate(rate: int) -> int:
+    if 0 < rate < LOWEST_RATE:
+        raise ValueError(f"expected 0, or {LOWEST_RATE} Hz and more")
+    return rate
 
 
 class Section(BaseModel):
@@ -68,7 +75,7 @@ class Capture(Section):
         default="interval", description="where segments are cut: by the clock, or where turns begin and end"
     )
     segment_seconds: int = Field(default=30, ge=1, le=300, description="seconds of audio in one segment, at most")
-    mixed_rate: int = Field(
+    mixed_rate: Annotated[int, AfterValidator(_mixed_rate)] = Field(
         default=0, ge=0, le=192_000, description="Hz of the mixed track; 0: the highest of its tracks"
     )
     queue_seconds: float = Field(default=30.0, gt=0, description="seconds of audio a call may queue before it is a gap")

@@ -257,6 +257,12 @@ def dead_writers(data_dir: Path) -> list[str]:
     return dead
 
 
+def was_alive(data_dir: Path, *, at: float) -> bool:
+    """Say whether a recorder that lives now lived already `at` that time (seconds since 1970)."""
+    living = set(writers(data_dir)) - set(dead_writers(data_dir))
+    return any(_writer_path(data_dir, writer).stat().st_mtime <= at for writer in living)
+
+
 def clear_writer(data_dir: Path, writer: str) -> None:
     """Remove the lock file of a dead writer whose calls are all closed."""
     _writer_path(data_dir, writer).unlink(missing_ok=True)

@@ -28,6 +28,9 @@ from edge_recorder.spill import Spill
 from edge_recorder.timeline import FOREVER, NANOSECONDS, Range, instant_of, joined, sample_at
 from edge_recorder.track import Cuts, Track
 
+MOST_SEALING = 32  # files of a call on their way to being sealed, beyond which none is made for silence
+MIX_CONTEXT = 2 * NANOSECONDS  # before a stretch that its mix may read
+
 
 @dataclass(slots=True)
 class Progress:
@@ -202,6 +205,9 @@ class Tape:
                 self._mixes.owe(turn, due=self._now + self._cuts.late_ns)
         self._intake.turns.clear()
         self._mixes.make(tracks, now=FOREVER if self._ending else self._now, seal=self._keeping.seal)
+        needed = min(self._mixes.earliest, self._intake.earliest_turn, self._next_mix()) - MIX_CONTEXT
+        for track in tracks:
+            track.forget(sample_at(max(0, needed), track.rate))
 
     def _written(self, track: Track) -> OSError | None:
         limit = int(self._capture.queue_seconds * track.rate)
@@ -221,7 +227,7 @@ class Tape:
                 end = sample_at(self._duration, track.rate) if self._ending else track.due_until(now)
                 track.finish_regular(until=end, whole=False, last=self._ending is not None)
             return
-        while self._is_due(self._next_interval, now):
+        while self._is_due(self._next_interval, now) and self._may_open(tracks):
             start, end = (self._instant(interval) for interval in (self._next_interval, self._next_interval + 1))
             for track in tracks:
                 last = self._ending is not None and end >= self._duration
@@ -230,14 +236,22 @@ class Tape:
                 self._mixes.owe((start, end))
             self._next_interval += 1
 
+    def _may_open(self, tracks: list[Track]) -> bool:
+        """Whether the next interval takes no more descriptors than one call may have on their way to being sealed.
+
+        After an outage of hours that took all that the process had: no round could begin that gives them back.
+        """
+        on_their_way = len(self._keeping.sealing) + sum(len(track.finished) for track in tracks)
+        return on_their_way < MOST_SEALING or all(track.is_next_open for track in tracks)
+
+    def _next_mix(self) -> int:
+        """Return when the next interval begins that is to be mixed; never where turns are."""
+        return FOREVER if self._cuts.turns else self._next_interval * self._cuts.length_ns
+
     def _written_until(self) -> int:
-        """Return when what is open ends. With pace `media` an interruption can take a track back before that."""
-        open_ends = (
-            instant_of(segment.tag.first_sample + segment.frames, track.rate)
-            for track in self._intake.tracks
-            for segment in track.segments
-        )
-        return max(open_ends, default=0)
+        """Return when what is not sealed ends. With pace `media` an interruption can take a track back before that."""
+        ends = (instant_of(end, track.rate) for track in self._intake.tracks for _, end in track.unsealed)
+        return max(ends, default=0)
 
     def _is_due(self, interval: int, now: int) -> bool:
         if self._ending is not None:
@@ -288,7 +302,7 @@ class Tape:
         if self._ending is None or self.call.state == CallState.ENDED or not self._keeping.is_open:
             return
         unfinished = any(track.segments or track.unwritten_frames for track in self._intake.tracks)
-        if unfinished or self._keeping.sealing or not self._mixes.is_idle:
+        if unfinished or self._next_mix() < self._duration or self._keeping.sealing or not self._mixes.is_idle:
             return
         self._say_call(
             replace(

@@ -18,7 +18,7 @@ from edge_recorder.segment import OpenSegment
 from edge_recorder.timeline import Piece, Range, Timeline, instant_of, sample_at
 from edge_recorder.wav import Samples, Tag, silence
 
-KEPT = 64  # files that a mix may read from after they were finished
+KEPT = 64  # files that a mix may read from after they were finished, and all that one is still owed of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Track:
         self._written_to = tag.first_sample  # the end of what regular slots hold
         self._open: dict[int, OpenSegment] = {}  # regular ones, by their first sample
         self._further: list[_Further] = []
-        self._kept: deque[OpenSegment] = deque(maxlen=KEPT)
+        self._kept: deque[OpenSegment] = deque()
         self._unwritten: list[Piece] = []  # what the disk refused so far
         self._unheard: list[Range] = []  # to be silenced in the files that are open
         self.finished: list[OpenSegment] = []  # for whoever seals them to take
@@ -75,6 +75,17 @@ class Track:
     def segments(self) -> list[OpenSegment]:
         """The segments that are open."""
         return [*self._open.values(), *(each.segment for each in self._further if each.segment is not None)]
+
+    @property
+    def unsealed(self) -> list[Range]:
+        """The ranges that are in files that are open, or in none yet."""
+        held = [(each.tag.first_sample, each.tag.first_sample + each.frames) for each in self.segments]
+        return [*held, *((piece.start, piece.end) for piece in self._unwritten)]
+
+    @property
+    def is_next_open(self) -> bool:
+        """Whether the regular slot that is finished next has its file already."""
+        return self._starts[0] in self._open
 
     @property
     def unwritten_frames(self) -> int:
@@ -162,7 +173,7 @@ class Track:
         """
         for each in [each for each in self._further if each.due <= now]:
             if each.segment is not None:
-                self._finish(each.segment, each.segment.frames)
+                self._finish(each.segment, each.segment.frames, further=True)
                 self.added.append(each.segment)
             self._further.remove(each)
 
@@ -181,7 +192,8 @@ class Track:
             OSError: A file that is needed is gone, or cannot be read.
         """
         out = silence(frames)
-        for segment in [*self._kept, *self.segments]:
+        # What came late has a mix of its own where no turn moves the cuts, and must not be in both.
+        for segment in [*self._kept, *(self.segments if self._cuts.turns else self._open.values())]:
             first = segment.tag.first_sample
             begin, end = max(start, first), min(start + frames, first + segment.frames)
             if begin < end:
@@ -189,15 +201,21 @@ class Track:
                 out[begin - start : begin - start + len(found)] += found  # where two overlap, one is silent
         return out
 
+    def forget(self, before: int) -> None:
+        """Read no more from old files that end before a sample: what is owed a mix begins there."""
+        while len(self._kept) > KEPT and self._kept[0].tag.first_sample + self._kept[0].frames <= before:
+            self._kept.popleft()
+
     def close(self) -> None:
         """Let go of the files as they are: salvage finishes them."""
         for segment in self.segments:
             segment.close()
 
-    def _finish(self, segment: OpenSegment, frames: int) -> None:
+    def _finish(self, segment: OpenSegment, frames: int, *, further: bool = False) -> None:
         segment.finish(frames)
         self.finished.append(segment)
-        self._kept.append(segment)
+        if self._cuts.turns or not further:
+            self._kept.append(segment)
 
     def _write(self, piece: Piece, now: int) -> Piece | None:
         """Write a piece as far as the slot of its first sample goes, and return the rest."""

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edge_recorder import call as call_module
 from edge_recorder import durable, journal, mixing, model, spool, wav
-from edge_recorder.call import Budget, Call
+from edge_recorder.call import Call
+from edge_recorder.handover import Budget
 from edge_recorder.levels import measure
 from edge_recorder.model import MIXED, Pace, Segment, Span
 from edge_recorder.places import joined

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stage import Stage
 
-from edge_recorder import Recorder, RecorderClosed, Settings, durable, model, spool, wav
+from edge_recorder import CallerError, EdgeRecorderError, Recorder, RecorderClosed, Settings, durable, model, spool, wav
+from edge_recorder.pending import Pending
 from edge_recorder.tape import Progress, Tape
 
 RATE = 8000
@@ -241,3 +246,215 @@ def test_a_closed_recorder_takes_no_call(data_dir: Path) -> None:
     assert recorder.close()
     with pytest.raises(RecorderClosed, match="start"):
         recorder.start_call()
+
+
+def test_a_hook_that_exits_ends_no_call(data_dir: Path) -> None:
+    """A hook that asks for the process's exit is one that raises: the recorder's thread goes on."""
+    with Recorder(settings(data_dir), on_segment=lambda _: sys.exit(1)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", noise(RATE))
+        assert call.end().result(10).complete
+        assert recorder.stats().hook_failures == 2
+        assert recorder.start_call().end().result(10).complete
+
+
+def test_a_call_that_ends_waits_for_a_full_disk_at_rest(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call that cannot be ended is tried at each flush, not in a loop, and the disk's refusal is logged once."""
+    real, tries, enough = durable.write_all, [0], threading.Event()
+    steps, advance = [0], Tape.advance
+
+    def full(fd: int, data: Any, *, at: int | None = None) -> None:
+        tries[0] += 1
+        if tries[0] == 10:
+            enough.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def counted(tape: Tape, *args: Any, **options: Any) -> Progress:
+        steps[0] += 1
+        return advance(tape, *args, **options)
+
+    with Recorder(settings(data_dir)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", noise(RATE))
+        call.flush().result(10)
+        monkeypatch.setattr(durable, "write_all", full)
+        monkeypatch.setattr(Tape, "advance", counted)
+        call.write("user", noise(RATE, seed=1))
+        since = time.monotonic()
+        ended = call.end()
+        assert enough.wait(20)
+        assert (
+            steps[0] <= 5 + (time.monotonic() - since) / 0.025
+        )  # a flush_interval may be half as long after a slow one
+        monkeypatch.setattr(durable, "write_all", real)
+        assert ended.result(10).complete
+    messages = [record.message for record in caplog.records if "the disk" in record.message]
+    assert [message[:16] for message in messages] == ["the disk refuses", "the disk takes w"]
+
+
+def test_a_flush_waits_for_what_is_held_back(data_dir: Path) -> None:
+    """What ends a silence is held back for a moment, as more may follow: a flush is not over before that."""
+    with Recorder(settings(data_dir, segment_seconds=60)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE})
+        call._began -= 5_000_000_000  # five seconds of silence, without the wait
+        call.write("user", noise(RATE // 50))
+        call.flush().result(10)
+        (part,) = data_dir.rglob("user-*.part")
+        assert np.array_equal(wav.read_file(part)[1][-RATE // 50 :], noise(RATE // 50))
+
+
+def test_a_flush_is_not_answered_by_a_round_begun_before(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk takes only while a round's fsyncs are made is safe with the next round, and no sooner."""
+    real_sync, real_write, full = durable.sync_all, durable.write_all, threading.Event()
+    began, go_on = threading.Event(), threading.Event()
+
+    def write_all(fd: int, data: Any, *, at: int | None = None) -> None:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_write(fd, data, at=at)
+
+    def sync_all(fds: list[int], *, root: int | None) -> dict[int, OSError]:
+        if full.is_set():
+            full.clear()
+            began.set()
+            assert go_on.wait(30)
+        return real_sync(fds, root=root)
+
+    with Recorder(settings(data_dir, segment_seconds=60, fsync_interval=60)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", noise(RATE))
+        call.flush().result(10)
+        call.write("user", noise(RATE))
+        call.drain().result(10)  # in the file, for a round to sync
+        monkeypatch.setattr(durable, "write_all", write_all)
+        monkeypatch.setattr(durable, "sync_all", sync_all)
+        full.set()
+        call.write("user", noise(RATE))
+        flushed = call.flush()
+        assert began.wait(10)
+        call.drain().result(10)  # now it is in the file too
+        unsynced: list[float] = []
+        flushed._future.add_done_callback(lambda _: unsynced.append(call.stats().unsynced_s))
+        go_on.set()
+        flushed.result(10)
+    assert unsynced == [0]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many open files"), ZeroDivisionError()])
+def test_a_round_that_cannot_begin_is_told_and_does_not_hang_close(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Where no round can be begun, on_error hears of it, and close() leaves the call to the next start."""
+    errors: list[Exception] = []
+
+    def refused(tape: Tape) -> list[int]:
+        raise error
+
+    recorder = Recorder(settings(data_dir), on_error=errors.append).start()
+    call = recorder.start_call(tracks={"user": RATE}, pace="media")
+    call.write("user", noise(RATE))
+    call.flush().result(10)
+    monkeypatch.setattr(Tape, "begin_sync", refused)
+    assert recorder.close(10)
+    assert not call.end().result(10).complete
+    assert errors == [error]
+
+
+def test_a_call_that_broke_off_is_not_turned_on_again(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consent to record does not let a call that nobody takes any more fill the queue of all others."""
+
+    def broken(tape: Tape, *args: Any, **options: Any) -> Progress:
+        raise ZeroDivisionError
+
+    with Recorder(settings(data_dir)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE})
+        monkeypatch.setattr(Tape, "advance", broken)
+        with pytest.raises(EdgeRecorderError, match="not all on disk"):
+            call.flush().result(10)
+        call.set_consent(record=True)
+        call.write("user", noise(RATE))
+        assert not call.recording
+        assert recorder.stats().queued_bytes == 0
+
+
+def test_two_answers_at_once_are_one() -> None:
+    """A caller's thread and the recorder's may both answer a flush at a call's end: neither of them raises."""
+    pending: Pending[int] = Pending()
+    pending.settle(1)
+    pending._future.done = lambda: False  # type: ignore[method-assign] # as it was a moment before
+    pending.settle(2)
+    pending.fail(EdgeRecorderError("too late", fix="None"))
+    assert pending._future.result(1) == 1
+
+
+def test_lost_audio_is_a_gap_in_its_place(data_dir: Path) -> None:
+    """What fits in after something that did not is behind the gap, where audio moves time too."""
+    kept = noise(RATE // 8)
+    with Stage(data_dir, tracks={"user": RATE}, pace="media", capture={"queue_seconds": 1}) as stage:
+        for piece in (noise(RATE * 3 // 4), noise(RATE // 2), kept, noise(RATE // 2), noise(RATE // 2)):
+            stage.call.write("user", piece)
+        recording = stage.end()
+    assert recording.spans_of("gap", "user") == [(0.75, 1.25), (1.375, 2.375)]
+    assert np.array_equal(recording.track("user")[RATE * 5 // 4 :][: len(kept)], kept)
+
+
+def test_audio_lost_long_after_other_is_another_gap(data_dir: Path) -> None:
+    """With a pause between two losses, the gaps are where they were, and not one at the first."""
+    with Stage(data_dir, tracks={"user": RATE}, capture={"queue_seconds": 1}) as stage:
+        for at in (0.0, 1.0, 1.5, 9.0):
+            stage.stall(at + 0.5)
+            stage.call.write("user", noise(RATE if not at else RATE // 2), at=at)
+        recording = stage.end()
+    assert recording.spans_of("gap", "user") == [(1, 2), (9, 9.5)]
+
+
+@pytest.mark.parametrize("what", ["start_turn", "end_turn", "interrupt"])
+def test_a_time_of_day_is_no_place_of_a_turn(data_dir: Path, what: str) -> None:
+    """A mark far ahead of the call is refused as audio is: with turns it would be millions of cuts."""
+    with Stage(data_dir, tracks={"user": RATE}, capture={"segmentation": "turn"}) as stage:
+        with pytest.raises(CallerError, match="far ahead"):
+            getattr(stage.call, what)("user", at=1_790_000_000.0)
+        stage.end()
+
+
+def test_a_track_that_ended_before_consent_is_not_waited_for(data_dir: Path) -> None:
+    """With pace media, a track that ended while nothing was recorded does not hold the others' time still."""
+    with Stage(data_dir, tracks={"user": RATE, "far": RATE}, pace="media", record=False) as stage:
+        stage.call.end_track("far")
+        stage.call.set_consent(record=True)
+        stage.call.write("user", noise(RATE * 6))
+        stage.go(2)
+        assert stage.tape.on_disk().segments
+        stage.end()
+
+
+def test_what_was_lost_is_in_the_summary(data_dir: Path) -> None:
+    """A call that ended whole on disk still says how much of it could not be recorded."""
+    with Recorder(settings(data_dir, queue_bytes=RATE)) as recorder:
+        call = recorder.start_call(tracks={"user": RATE}, pace="media")
+        call.write("user", noise(RATE))
+        summary = call.end().result(10)
+    assert (summary.complete, summary.gap_s) == (True, 1.0)
+
+
+def test_an_interruption_has_one_place(data_dir: Path) -> None:
+    """`at` and `played` together are refused, and each is named where it is no number of seconds."""
+    with Recorder(settings(data_dir)) as recorder, recorder.start_call(tracks={"user": RATE}) as call:
+        with pytest.raises(CallerError, match="two answers"):
+            call.interrupt("user", at=0.0, played=0.0)
+        with pytest.raises(CallerError, match="played=-1"):
+            call.interrupt("user", played=-1)
+        with pytest.raises(CallerError, match="neither True nor False"):
+            call.set_consent(record="false")  # type: ignore[arg-type]
+
+
+def test_a_refused_message_takes_no_number(data_dir: Path) -> None:
+    """What is refused leaves no hole in the numbers of a call's messages: a hole would look like a loss."""
+    with Recorder(settings(data_dir)) as recorder, recorder.start_call() as call:
+        first = call.add_message("user", "a")
+        with pytest.raises(CallerError):
+            call.add_message("user", 5)  # type: ignore[arg-type]
+        second = call.add_message("user", "b")
+    assert [first, second] == [model.message_id(call.id, n) for n in (1, 2)]

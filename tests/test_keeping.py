@@ -349,3 +349,18 @@ def test_closing_lets_go_of_all(keeping: Keeping, directory: Path) -> None:
     keeping.begin([])
     keeping.close()
     assert not [name for name in open_files() if str(directory) in name]
+
+
+def test_note_made_during_a_round_waits_for_the_next(keeping: Keeping) -> None:
+    """A round says nothing of a span that began while its fsyncs were made: the next one fsyncs the journal again."""
+    first, second = (
+        model.new_span(START.call_id, n, model.SpanKind.PAUSED, None, start_s=n, end_s=n, reason="card") for n in (1, 2)
+    )
+    keeping.began(first)
+    fds = keeping.begin([])
+    keeping.began(second)
+    keeping.write()
+    keeping.end(durable.sync_all(fds, root=None))
+    assert keeping.begin([]) == fds
+    keeping.end({})
+    assert keeping.begin([]) == []

@@ -243,6 +243,8 @@ def test_bad_audio_is_refused_before_any_harm(
         ({"tracks": ["user"]}, "no mapping"),
         ({"tracks": {"mixed": 8000}}, "mixed"),
         ({"pace": "fast"}, "live, media"),
+        ({"record": "no"}, "neither True nor False"),
+        ({"tags": "vip"}, "sequence"),
         ({"metadata": {"x": object()}}, "metadata is not JSON"),
         ({"metadata": {"x": float("nan")}}, "metadata is not JSON"),
         ({"external_id": 7}, "7 is not text"),

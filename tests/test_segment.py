@@ -464,3 +464,18 @@ class OneSegment(RuleBasedStateMachine):
 
 TestOneSegment = OneSegment.TestCase
 TestOneSegment.settings = examples(max_examples=60, stateful_step_count=30)
+
+
+def test_erased_audio_is_erased_from_the_file_left_too(tmp_path: Path) -> None:
+    """Until a moved segment is synced its old file is there for salvage, which must not find what nobody may keep."""
+    segment = OpenSegment(tmp_path, new_tag())
+    segment.write(Piece(0, noise(800)))
+    segment.begin_sync()
+    segment.synced()
+    segment.begin_sync()
+    segment.failed()
+    segment.move(2)
+    segment.erase(400, 800)
+    for path in tmp_path.iterdir():
+        assert not wav.read_samples(path)[400:800].any()
+    segment.close()

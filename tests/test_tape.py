@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from disks import open_files
 from stage import SECOND, Samples, Stage, noise, whole
 
 from edge_recorder import mixing, wav
@@ -114,6 +119,20 @@ def test_an_interruption_where_audio_moves_time(data_dir: Path) -> None:
     assert recording.spans_of("unheard", "assistant") == [(4, 10)]
 
 
+def test_an_interruption_where_audio_moves_time_right_after_more_was_played(data_dir: Path) -> None:
+    """With pace `media` the call comes to its end too where what is taken back is sealed, open, and in no file yet."""
+    said = noise(RATE * 11)
+    with Stage(data_dir, {"assistant": RATE}, pace="media") as stage:
+        stage.call.play("assistant", said[: RATE * 10])
+        stage.go(3)
+        stage.call.play("assistant", said[RATE * 10 :])
+        stage.call.interrupt("assistant", played=4.0)
+        recording = stage.end()
+    assert recording.call.duration_s == 11
+    assert np.array_equal(recording.track("assistant"), whole(RATE * 11, (0, said[: RATE * 8])))
+    assert recording.spans_of("unheard", "assistant") == [(4, 11)]
+
+
 def test_what_is_played_and_written_takes_turns_where_audio_moves_time(data_dir: Path) -> None:
     """With pace `media` what is played on a track is before what is written on it later."""
     said = noise(RATE * 3)
@@ -169,6 +188,22 @@ def test_a_pause_takes_back_what_was_ahead_of_its_time(data_dir: Path) -> None:
 
 
 # Silence, and the tracks beside each other.
+
+
+@pytest.mark.parametrize("at", [4.0, None])
+def test_a_pause_holds_for_a_track_that_comes_after_it(data_dir: Path, at: float | None) -> None:
+    """What is first heard of a track after a pause, and was said within it, is not kept."""
+    said = noise(RATE * 3)
+    with Stage(data_dir, {"user": RATE}, capture={"segment_seconds": 30}) as stage:
+        stage.go(1)
+        stage.call.pause("card")
+        stage.go(5)
+        stage.call.resume()
+        stage.go(7)
+        stage.call.write("agent", said, rate=RATE, at=at)
+        stage.go(9)
+        recording = stage.end()
+    assert np.array_equal(recording.track("agent")[: RATE * 7], whole(RATE * 7, (RATE * 5, said[RATE : RATE * 3])))
 
 
 def test_silence_before_the_second_speaker_stays(data_dir: Path) -> None:
@@ -389,3 +424,82 @@ def test_a_segment_says_of_itself_what_its_row_says(data_dir: Path) -> None:
         assert (tag.call_id, tag.started_at) == (recording.call.call_id, recording.call.started_at)
         assert path.read_bytes()[:512] == wav.header(tag, frames=len(samples))
         assert segment.started_at == recording.call.started_at + segment.first_sample * SECOND // RATE // 1000
+
+
+# Much at once.
+
+
+def test_a_mix_is_made_of_all_that_came_at_once(data_dir: Path) -> None:
+    """Of a hundred segments that are finished in one step the first is in the mix like the last."""
+    said = noise(RATE * 100)
+    with Stage(data_dir, {"user": RATE}, pace="media") as stage:
+        stage.call.write("user", said)
+        stage.go(1)
+        recording = stage.end()
+    assert np.array_equal(recording.track("mixed"), said)
+
+
+def test_a_long_turn_is_all_in_its_mix(data_dir: Path) -> None:
+    """A turn of more segments than are kept for late mixes is mixed from its first second on."""
+    said = noise(RATE * 100)
+    with Stage(data_dir, {"user": RATE}, capture={"segmentation": "turn"}) as stage:
+        stage.call.start_turn("user")
+        stage.speak("user", 0, said)
+        stage.call.end_turn("user")
+        stage.go(103)
+        recording = stage.end()
+    assert np.array_equal(recording.track("mixed"), said)
+
+
+def test_a_long_silence_takes_few_descriptors(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hours are finished at once, as after a full disk, their files are made as earlier ones are let go of."""
+    monkeypatch.setattr("stage.MANY_ROUNDS", 100)
+    said = noise(RATE)
+    with Stage(data_dir, TRACKS, pace="media") as stage:
+        stage.call.write("user", said, at=500.0)
+        stage.call.write("assistant", said, at=500.0)
+        before = len(open_files())
+        stage.advance()
+        taken = len(open_files()) - before
+        recording = stage.end()
+    assert taken < 100
+    recording.check_interval()
+    assert np.array_equal(recording.track("user"), whole(RATE * 501, (RATE * 500, said)))
+
+
+def test_a_turn_of_less_than_one_sample_is_nothing(data_dir: Path) -> None:
+    """A turn that is too short for the track's rate makes neither a file nor a span."""
+    with Stage(data_dir, {"user": RATE}, capture={"segmentation": "turn"}) as stage:
+        stage.call.add_turn("user", np.ones(1, np.int16), rate=192_000)
+        stage.go(3)
+        recording = stage.end()
+    assert (recording.segments, recording.spans) == ([], [])
+
+
+def test_late_audio_is_once_in_the_mix(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the mix of an interval was refused for a while, late audio is in its own mix, and not in that one too."""
+    said, late = noise(RATE // 4), noise(RATE // 2, 1)
+    with Stage(data_dir, {"user": RATE}) as stage:
+        stage.call.write("user", said, at=0.0)
+        stage.go(2.5)
+        with monkeypatch.context() as patch, failing_mixes(patch, stage):
+            stage.go(4)
+            stage.call.write("user", late, at=0.5)
+            stage.go(5)
+        stage.go(9)
+        recording = stage.end()
+    assert np.array_equal(recording.track("mixed")[:RATE], whole(RATE, (0, said), (RATE // 2, late)))
+
+
+@contextmanager
+def failing_mixes(patch: pytest.MonkeyPatch, stage: Stage) -> Iterator[None]:
+    """Let the disk refuse the mixes alone."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    patch.setattr("edge_recorder.mixes.write_whole", refuse)
+    note = stage._note
+    stage._note = lambda progress: note(replace(progress, errors=[]))  # type: ignore[method-assign]
+    yield
+    stage._note = note  # type: ignore[method-assign]
