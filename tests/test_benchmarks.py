@@ -15,6 +15,8 @@ WRITERS = {"wave", "wave-raw", "soundfile", "pipecat", "blocks", "ours"}
 
 Report = dict[str, Any]
 
+pytestmark = pytest.mark.faults  # a quarter of a minute, in real time
+
 
 def capture(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -68,7 +68,7 @@ def off_by(samples: Samples, *, ppm: float, told: bool, together: int = 20) -> t
     return min(off) - off[0], max(off) - off[0]
 
 
-@pytest.mark.parametrize("ppm", [-100, 100])
+@pytest.mark.parametrize("ppm", [-100, pytest.param(100, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("told", [False, True], ids=["arrivals", "places"])
 def test_sound_card_off_for_eight_hours_stays_in_time(*, ppm: float, told: bool) -> None:
     """100 ppm are 2.9 s in 8 hours; the track is never more than 20 ms off, and no word is cut or stretched."""

@@ -255,6 +255,7 @@ def check_facts(data_dir: Path, mode: str, times: dict[str, float]) -> None:
     assert call.consent == (None if mode == "pause" else '{"mode": "asked"}')
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
 def test_no_core_tells_of_a_pause(data_dir: Path, tmp_path: Path) -> None:
     """A core of the process, taken while it goes on after a pause, holds none of what was said in it."""

@@ -16,15 +16,6 @@ MEMORY = Path("/dev/shm")  # no disk that others share delays what is timed here
 ROOM = 64 * 2**20  # bytes
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests to `make faults`."""
-    if "faults" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("faults")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
-
-
 @pytest.fixture(scope="session")
 def gated() -> None:
     """Skip where no gate can be put before a process's disk."""
